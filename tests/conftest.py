@@ -1,0 +1,26 @@
+"""Fixtures shared by all tests. Nothing here needs a network."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """Folder with real ScienceQA problems and the original project's outputs; tests that need it skip without it."""
+    folder = Path(os.environ.get("MMCOT_SHARED") or Path(__file__).resolve().parents[2] / "shared")
+    if not (folder / "data" / "scienceqa" / "problems.json").is_file():
+        pytest.skip("the shared real data is not here (set MMCOT_SHARED to its folder)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    """A small T5-style tokenizer, trained on the embedded problems' text."""
+    from mmcot.processing import build_prompt
+    from mmcot.training.embedded import generate_problems
+    from mmcot.training.tokenizer import train_tokenizer
+
+    texts = [part for problem in generate_problems(200, seed=0) for part in build_prompt(problem, "QCM-LE")]
+    return train_tokenizer([*texts, "Answer: The answer is (A)."])
