@@ -1,0 +1,200 @@
+"""Prompts of Multimodal-CoT: a problem becomes a source text and a target text; an answer text becomes an index.
+
+The texts are byte for byte those of amazon-science/mm-cot (`utils_prompt.py`, then the white-space rule of
+`utils_data.py`), for every one of its formats, oddities included: models were trained on them. This module is plain
+Python: no torch, no tokenizer.
+
+A prompt format is "INPUT-OUTPUT". Letters: Q question, C context, M multiple options, L lecture, E explanation
+(solution), A answer, G generated rationale (or, with none given, the gold lecture and solution in its place).
+"""
+
+import re
+from typing import Any, NamedTuple
+
+OPTION_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+# Input format -> its segments in order. "L"/"E"/"LE" before the closing are the paper's upper bounds, which give gold
+# text away; "because" is what QCA ends in, glued to the closing.
+INPUT_FORMATS = {
+    "QCM": ("Q", "C", "M"),
+    "CQM": ("C", "Q", "M"),
+    "QC": ("Q", "C"),
+    "QM": ("Q", "M"),
+    "QCMG": ("Q", "C", "M", "G"),
+    "CQMG": ("C", "Q", "M", "G"),
+    "QCA": ("Q", "C", "A", "because"),
+    "QCMA": ("Q", "C", "M", "A"),
+    "QCML": ("Q", "C", "M", "L"),
+    "QCME": ("Q", "C", "M", "E"),
+    "QCMLE": ("Q", "C", "M", "LE"),
+    "QCLM": ("Q", "C", "L", "M"),
+    "QCEM": ("Q", "C", "E", "M"),
+    "QCLEM": ("Q", "C", "LE", "M"),
+}
+
+_SEGMENTS = {
+    "Q": "Question: {question}",
+    "C": "Context: {context}",
+    "M": "Options: {options}",
+    "A": "Answer: The answer is {answer}.",
+    "L": "BECAUSE: {lecture}",
+    "E": "BECAUSE: {solution}",
+    "LE": "BECAUSE: {lecture} {solution}",
+    "G": "Solution: {lecture} {solution}",
+}
+
+# Output format -> target. AL and AE have lecture and solution swapped, LE ends in a period of its own (so usually in
+# two): both as in the original.
+OUTPUT_FORMATS = {
+    "A": "The answer is {answer}.",
+    "E": "Solution: {solution}",
+    "LE": "Solution: {lecture} {solution}.",
+    "AL": "The answer is {answer}. BECAUSE: {solution}",
+    "AE": "The answer is {answer}. BECAUSE: {lecture}",
+    "ALE": "The answer is {answer}. BECAUSE: {lecture} {solution}",
+    "AEL": "The answer is {answer}. BECAUSE: {solution} {lecture}",
+    "LA": "{lecture} The answer is {answer}.",
+    "EA": "{solution} The answer is {answer}.",
+    "LEA": "{lecture} {solution} The answer is {answer}.",
+    "ELA": "{solution} {lecture} The answer is {answer}.",
+}
+
+PROMPT_FORMATS = tuple(f"{source}-{target}" for source in INPUT_FORMATS for target in OUTPUT_FORMATS)
+
+_ANSWER = re.compile(r"The answer is \(([A-Z])\)")
+
+
+class Segment(NamedTuple):
+    """One part of a source text: `kind` is a key of the tables above, or "closing"."""
+
+    kind: str
+    text: str
+
+
+def option_letter(index: int) -> str:
+    """0 -> "A" … 25 -> "Z"; anything else is a ValueError."""
+    if not 0 <= index < len(OPTION_LETTERS):
+        raise ValueError(f"option {index} has no letter: a problem has at most {len(OPTION_LETTERS)} choices")
+    return OPTION_LETTERS[index]
+
+
+def split_format(prompt_format: str) -> tuple[str, str]:
+    """ "QCM-LE" -> ("QCM", "LE"); a ValueError that lists what there is for a format that doesn't exist."""
+    source, _, target = str(prompt_format).partition("-")
+    if source not in INPUT_FORMATS or target not in OUTPUT_FORMATS:
+        raise ValueError(
+            f"prompt format {prompt_format!r} does not exist; it is INPUT-OUTPUT with INPUT one of "
+            f"{', '.join(INPUT_FORMATS)} and OUTPUT one of {', '.join(OUTPUT_FORMATS)}"
+        )
+    return source, target
+
+
+def build_prompt(
+    problem: dict[str, Any], prompt_format: str, *, use_caption: bool = False, rationale: str | None = None
+) -> tuple[str, str]:
+    """The source and target text of a problem.
+
+    Args:
+        problem: ScienceQA's keys `question`, `choices`, `answer` (index), `hint` (or `context`, which wins),
+            `lecture`, `solution`, and `caption`. Missing texts count as empty.
+        prompt_format: one of `PROMPT_FORMATS`, such as "QCM-E" (rationale stage) or "QCMG-A" (answer stage).
+        use_caption: append the image's caption to the context.
+        rationale: what stage 1 wrote, for the formats with G, taken as it is (it starts with "Solution:" by itself).
+            None: the gold lecture and solution.
+
+    Returns:
+        (source, target), white space collapsed to single spaces. The target is "" if it needs an answer and the
+        problem has none.
+
+    Raises:
+        ValueError: no such format; a source that needs an answer without one; an answer that is no choice's index.
+    """
+    _, output = split_format(prompt_format)
+    segments = source_segments(problem, prompt_format, use_caption=use_caption, rationale=rationale)
+    source = " ".join(segment.text for segment in segments)
+
+    fields = _fields(problem, use_caption)
+    template = OUTPUT_FORMATS[output]
+    if "{answer}" in template and fields["answer"] is None:
+        return source, ""
+    target = template.format(**fields)
+    if target.endswith("BECAUSE:"):
+        target = target.replace("BECAUSE:", "")
+    # The original cuts its own leading "Answer:" off with a replacement that also hits the texts.
+    return source, _collapse(target.replace("Answer:", ""))
+
+
+def source_segments(
+    problem: dict[str, Any], prompt_format: str, *, use_caption: bool = False, rationale: str | None = None
+) -> list[Segment]:
+    """The source of `build_prompt` in parts (none of them empty): joined by single spaces they are the source.
+
+    The last one has the kind "closing" ("Answer:" or "Solution:").
+    """
+    layout, output = split_format(prompt_format)
+    fields = _fields(problem, use_caption)
+    closing = "Answer:" if output == "A" else "Solution:"
+    segments = []
+    for kind in INPUT_FORMATS[layout]:
+        if kind == "because":
+            closing = "BECAUSE:" + closing
+            continue
+        if kind == "A" and fields["answer"] is None:
+            raise ValueError(f"{_name(problem)}: the input format {layout} needs an answer, and there is none")
+        given = kind == "G" and rationale is not None
+        text = _collapse(rationale if given else _SEGMENTS[kind].format(**fields))
+        if text:
+            segments.append(Segment(kind, text))
+    return [*segments, Segment("closing", closing)]
+
+
+def parse_answer(text: str | None, num_choices: int) -> int | None:
+    """The index of the choice that a generated text names, or None.
+
+    The text must hold "The answer is (X)" exactly once, and X must be one of the problem's `num_choices` letters.
+    """
+    found = _ANSWER.findall(text or "")
+    if len(found) != 1:
+        return None
+    index = OPTION_LETTERS.index(found[0])
+    return index if index < num_choices else None
+
+
+def _fields(problem: dict[str, Any], use_caption: bool) -> dict[str, str | None]:
+    """What the templates above are filled with."""
+    context = problem.get("context")
+    if context is None:
+        context = problem.get("hint")
+    caption = problem.get("caption") if use_caption else None
+    # An iterable may be a NumPy array (parquet), whose truth value is an error: compare with None only.
+    choices = problem.get("choices")
+    choices = [] if choices is None else list(choices)
+    answer = problem.get("answer")
+    if answer is not None:
+        if not 0 <= int(answer) < len(choices):
+            raise ValueError(
+                f"{_name(problem)}: answer {answer} is not the index of one of its {len(choices)} choices"
+            )
+        answer = f"({option_letter(int(answer))})"
+    return {
+        "question": problem.get("question") or "",
+        "context": f"{context or ''} {caption or ''}".strip() or "N/A",
+        "options": " ".join(f"({option_letter(index)}) {choice}" for index, choice in enumerate(choices)),
+        "answer": answer,
+        "lecture": _escape_newlines(problem.get("lecture")),
+        "solution": _escape_newlines(problem.get("solution")),
+    }
+
+
+def _escape_newlines(text: str | None) -> str:
+    """A newline becomes the two characters \\n, which survive the white-space rule (and T5's vocabulary)."""
+    return (text or "").replace("\n", "\\n")
+
+
+def _collapse(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _name(problem: dict[str, Any]) -> str:
+    """How messages call a problem: by its id, where it has one."""
+    return "problem" if problem.get("id") is None else f"problem {problem['id']}"
