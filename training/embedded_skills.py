@@ -1,0 +1,480 @@
+"""The skills of the embedded data: what is asked, what is drawn, and the solution that cites it.
+
+A skill has two functions. `ask` draws the text: question, options, context. `show` gets the options in their final
+order and which one shall be right, draws pictures in which it is, and writes the solution from what was drawn. A skill
+without pictures has only `ask`, which gives the right option first and the solution with it.
+
+Solutions end in a sentence that names the right option's text, so that the answer follows from the rationale alone.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from PIL import Image
+
+from . import embedded_pictures as pictures
+
+BASIC_COLORS = ("red", "blue", "green", "yellow", "purple", "orange")
+
+
+@dataclass
+class Asked:
+    """The text of one question. `choices` gets shuffled; without a picture the right one stands first."""
+
+    question: str
+    choices: Sequence[str]
+    context: str = ""
+    caption: str | None = None
+    solution: str = ""
+    detail: str = ""  # what `show` must know of the question
+
+
+@dataclass(frozen=True)
+class Skill:
+    """One kind of question, with ScienceQA's labels for it."""
+
+    title: str
+    subject: str
+    topic: str
+    category: str
+    grades: Sequence[int]
+    lecture: str
+    ask: Callable[[Random], Asked]
+    show: Callable[[Random, Asked, list[str], int], tuple[list[Image.Image], str]] | None = None
+
+
+def _some_colors(rng: Random, least: int = 2, most: int = 5) -> list[str]:
+    return rng.sample(BASIC_COLORS, rng.randint(least, most))
+
+
+# natural science
+
+
+def _ask_magnets(rng):
+    return Asked(
+        "Will these magnets attract or repel each other?",
+        ["attract", "repel"],
+        context="Two magnets are placed as shown. A red end is a north pole and a blue end is a south pole.",
+        caption="Two bar magnets lie side by side.",
+    )
+
+
+def _show_magnets(rng, asked, choices, answer):
+    same = choices[answer] == "repel"
+    left = rng.choice("NS")
+    right = left if same else {"N": "S", "S": "N"}[left]
+    outer = {"N": "S", "S": "N"}
+    name = {"N": "north", "S": "south"}
+    solution = (
+        f"In the picture, the {name[left]} pole of one magnet is closest to the {name[right]} pole of the other. "
+        f"Poles that are {'the same' if same else 'different'} {choices[answer]}. "
+        f"So, these magnets will {choices[answer]}."
+    )
+    return [pictures.draw_magnets(rng, outer[left] + left + right + outer[right])], solution
+
+
+def _ask_layers(rng):
+    which = rng.choice(["oldest", "youngest"])
+    return Asked(
+        f"What is the color of the {which} rock layer?",
+        _some_colors(rng),
+        caption="Rock layers lie one on top of the other.",
+        detail=which,
+    )
+
+
+def _show_layers(rng, asked, choices, answer):
+    right = choices[answer]
+    others = [color for color in choices if color != right]
+    rng.shuffle(others)
+    oldest = asked.detail == "oldest"
+    order = [*others, right] if oldest else [right, *others]
+    solution = (
+        f"In the picture, the {right} layer is at the {'bottom' if oldest else 'top'}. "
+        f"Lower layers formed first. So, the {asked.detail} layer is {right}."
+    )
+    return [pictures.draw_layers(rng, order)], solution
+
+
+def _ask_balance(rng):
+    which = rng.choice(["heavier", "lighter"])
+    first, second = rng.sample(BASIC_COLORS, 2)
+    return Asked(
+        f"Which block is {which}?",
+        [f"the {first} block", f"the {second} block"],
+        caption="Two blocks stand on a pair of scales.",
+        detail=which,
+    )
+
+
+def _show_balance(rng, asked, choices, answer):
+    right = choices[answer].split()[1]
+    other = choices[1 - answer].split()[1]
+    heavy = asked.detail == "heavier"
+    left_block, right_block = rng.sample([right, other], 2)
+    image = pictures.draw_balance(rng, left_block, right_block, lower=right if heavy else other)
+    solution = (
+        f"In the picture, the side with the {right} block is {'lower' if heavy else 'higher'}. "
+        f"The heavier side of the scales goes down. So, the {right} block is {asked.detail}."
+    )
+    return [image], solution
+
+
+def _ask_concentration(rng):
+    color = rng.choice(["green", "purple", "orange", "pink"])
+    return Asked(
+        f"Which solution has a higher concentration of {color} particles?",
+        ["Solution A", "Solution B", "neither; their concentrations are the same"],
+        context="The picture shows two solutions, A on the left and B on the right. Both have the same volume.",
+        caption="Two beakers hold particles in a liquid.",
+        detail=color,
+    )
+
+
+def _show_concentration(rng, asked, choices, answer):
+    low, high = sorted(rng.sample(range(1, 9), 2))
+    left, right = {"Solution A": (high, low), "Solution B": (low, high)}.get(choices[answer], (low, low))
+    if left == right:
+        end = "So, their concentrations are the same and the answer is neither."
+    else:
+        end = f"So, {choices[answer]} has a higher concentration."
+    solution = (
+        f"In the picture, Solution A has {left} {asked.detail} particle{'s' * (left > 1)} and "
+        f"Solution B has {right}. {end}"
+    )
+    return [pictures.draw_solutions(rng, (left, right), asked.detail)], solution
+
+
+def _ask_flower(rng):
+    return Asked(
+        "Which trait does this flower have?",
+        [f"{color} petals" for color in _some_colors(rng)],
+        caption="A flower with six petals.",
+    )
+
+
+def _show_flower(rng, asked, choices, answer):
+    color = choices[answer].split()[0]
+    solution = f"In the picture, the petals of the flower are {color}. So, this flower has {color} petals."
+    return [pictures.draw_flower(rng, color)], solution
+
+
+def _ask_cloth(rng):
+    pattern = rng.choice(["striped", "dotted"])
+    names = ["first", "second", "third"][: rng.randint(2, 3)]
+    return Asked(f"Which sample of cloth is {pattern}?", [f"the {name} sample" for name in names], detail=pattern)
+
+
+def _show_cloth(rng, asked, choices, answer):
+    others = ["plain", "dotted" if asked.detail == "striped" else "striped"]
+    patterns = [asked.detail if i == answer else rng.choice(others) for i in range(len(choices))]
+    seen = " ".join(f"The picture of {name} is {pattern}." for name, pattern in zip(choices, patterns, strict=True))
+    solution = f"{seen} So, {choices[answer]} is {asked.detail}."
+    return [pictures.draw_sample(rng, pattern) for pattern in patterns], solution
+
+
+def _ask_heat(rng):
+    hot, cold = rng.sample(["spoon", "soup", "stone", "water", "pan", "egg", "brick", "sand"], 2)
+    low = rng.randint(5, 40)
+    high = low + rng.randint(5, 50)
+    facts = [f"The {hot} has a temperature of {high}°C.", f"The {cold} has a temperature of {low}°C."]
+    rng.shuffle(facts)
+    right = f"from the {hot} to the {cold}"
+    return Asked(
+        "In which direction does heat flow?",
+        [right, f"from the {cold} to the {hot}"],
+        context=f"The {min(hot, cold)} and the {max(hot, cold)} touch each other. {' '.join(facts)}",
+        solution=f"The {hot} is warmer than the {cold}. Heat flows from the warmer object. So, heat flows {right}.",
+    )
+
+
+# social science
+
+_DIRECTIONS = {
+    "north": ("top", lambda x, y: y),
+    "south": ("bottom", lambda x, y: -y),
+    "west": ("left", lambda x, y: x),
+    "east": ("right", lambda x, y: -x),
+}
+
+
+def _ask_map(rng):
+    direction = rng.choice(list(_DIRECTIONS))
+    return Asked(
+        f"Which town is farthest {direction}?",
+        [f"the {color} town" for color in _some_colors(rng)],
+        caption="A map with towns and an arrow that points to the north.",
+        detail=direction,
+    )
+
+
+def _show_map(rng, asked, choices, answer):
+    side, distance = _DIRECTIONS[asked.detail]
+    colors = [choice.split()[1] for choice in choices]
+    cells = [(column, row) for column in range(4) for row in range(4) if (column, row) != (0, 3)]  # the arrow's corner
+    gap = 0.0
+    while gap < 0.12:  # so that the picture leaves no doubt about the first
+        spots = [[0.14 + 0.24 * i + rng.uniform(-0.03, 0.03) for i in cell] for cell in rng.sample(cells, len(colors))]
+        spots.sort(key=lambda spot: distance(*spot))
+        gap = distance(*spots[1]) - distance(*spots[0])
+    towns = dict(zip([colors[answer], *[c for c in colors if c != colors[answer]]], spots, strict=True))
+    order = rng.sample(list(towns), len(towns))
+    image = pictures.draw_map(rng, {color: towns[color] for color in order})
+    solution = (
+        f"The arrow shows that north is at the top. So, {asked.detail} is at the {side} of the map. "
+        f"The {colors[answer]} dot is nearest to the {side}. "
+        f"So, {choices[answer]} is farthest {asked.detail}."
+    )
+    return [image], solution
+
+
+def _ask_bars(rng):
+    count = rng.randint(2, 5)
+    goods = rng.sample(["apples", "bread", "cloth", "fish", "lamps", "milk", "paper", "salt"], count)
+    legend = sorted(zip(rng.sample(BASIC_COLORS, count), goods, strict=True))
+    which = rng.choice(["most", "least"])
+    return Asked(
+        f"Which good did the shop sell the {which} of?",
+        goods,
+        context="The chart shows what a shop sold. "
+        + " ".join(f"The {color} bar is {good}." for color, good in legend),
+        caption="A bar chart.",
+        detail=which,
+    )
+
+
+def _show_bars(rng, asked, choices, answer):
+    sentences = asked.context.split(". ")[1:]
+    color_of = {sentence.rstrip(".").split()[-1]: sentence.split()[1] for sentence in sentences}
+    right = color_of[choices[answer]]
+    others = [color for color in color_of.values() if color != right]
+    heights = rng.sample([0.2 + 0.12 * i for i in range(6)], len(choices))
+    heights.sort(reverse=asked.detail == "most")
+    tall = dict(zip([right, *rng.sample(others, len(others))], heights, strict=True))
+    image = pictures.draw_bars(rng, {color: tall[color] for color in rng.sample(list(tall), len(tall))})
+    extreme = {"most": "tallest", "least": "shortest"}[asked.detail]
+    solution = (
+        f"In the picture, the {extreme} bar is {right}. The {right} bar is {choices[answer]}. "
+        f"So, the shop sold the {asked.detail} {choices[answer]}."
+    )
+    return [image], solution
+
+
+_CAPITALS = {
+    "Argentina": "Buenos Aires", "Austria": "Vienna", "Belgium": "Brussels", "Cuba": "Havana", "Denmark": "Copenhagen",
+    "Egypt": "Cairo", "Finland": "Helsinki", "France": "Paris", "Germany": "Berlin", "Ghana": "Accra",
+    "Greece": "Athens", "Hungary": "Budapest", "India": "New Delhi", "Iran": "Tehran", "Ireland": "Dublin",
+    "Italy": "Rome", "Japan": "Tokyo", "Kenya": "Nairobi", "Norway": "Oslo", "Peru": "Lima", "Poland": "Warsaw",
+    "Portugal": "Lisbon", "Russia": "Moscow", "Spain": "Madrid", "Sweden": "Stockholm",
+}  # fmt: skip
+
+
+def _ask_capital(rng):
+    country, *others = rng.sample(list(_CAPITALS), rng.randint(3, 5))
+    return Asked(
+        f"What is the capital of {country}?",
+        [_CAPITALS[name] for name in (country, *others)],
+        solution=f"Countries have one capital. The capital of {country} is {_CAPITALS[country]}.",
+    )
+
+
+def _ask_cost(rng):
+    name = rng.choice(["Ada", "Ben", "Cleo", "Dev", "Emma", "Finn", "Gina", "Hugo"])
+    things = [
+        "ride a horse",
+        "see a film",
+        "play chess",
+        "visit a museum",
+        "bake a cake",
+        "paint a wall",
+        "go swimming",
+    ]
+    picked, missed, *unrelated = rng.sample(things, rng.randint(3, 4))
+    return Asked(
+        f"What is {name}'s opportunity cost?",
+        [f"to {missed}", *(f"to {thing}" for thing in (picked, *unrelated))],
+        context=f"{name} can {min(picked, missed)} or {max(picked, missed)}. {name} decides to {picked}.",
+        solution=f"{name} gives up the chance to {missed}. So, the opportunity cost is to {missed}.",
+    )
+
+
+# language science
+
+_VERBS = {
+    "paint": "painted", "water": "watered", "clean": "cleaned", "plant": "planted", "count": "counted",
+    "watch": "watched", "open": "opened", "visit": "visited",
+}  # fmt: skip
+
+
+def _ask_tense(rng):
+    verb = rng.choice(list(_VERBS))
+    who = rng.choice(["Mona", "Tariq", "Lucy", "Omar", "The girls", "My uncle"])
+    what = rng.choice(["the garden", "the room", "a tree", "the boats", "a house", "the flowers"])
+    tense = rng.choice(["past tense", "present tense", "future tense"])
+    present = verb if who == "The girls" else verb + ("es" if verb.endswith("ch") else "s")
+    form = {"past tense": _VERBS[verb], "present tense": present, "future tense": f"will {verb}"}[tense]
+    return Asked(
+        f"Which tense does the sentence use? {who} {form} {what}.",
+        [tense, *(t for t in ("past tense", "present tense", "future tense") if t != tense)],
+        solution=f"The verb in the sentence is {form}. So, the sentence is in {tense}.",
+    )
+
+
+_FIGURES = {
+    "simile": ("is as {0} as {1}", "compares two things with the word as"),
+    "metaphor": ("is {1}", "says that one thing is another"),
+    "hyperbole": ("is the {2} thing in a million worlds", "exaggerates"),
+    "understatement": ("is not exactly the {2} thing ever", "says less than is meant"),
+}
+_LIKENESSES = [
+    ("bright", "a lamp", "brightest"), ("cold", "a winter night", "coldest"), ("quiet", "a mouse", "quietest"),
+    ("loud", "a storm", "loudest"), ("slow", "a snail", "slowest"), ("strong", "an oak", "strongest"),
+]  # fmt: skip
+
+
+def _ask_figure(rng):
+    who = rng.choice(["Her voice", "His brother", "The old house", "That song", "Our neighbor", "The road home"])
+    figure, *others = rng.sample(list(_FIGURES), rng.randint(2, 4))
+    words, reason = _FIGURES[figure]
+    return Asked(
+        f"Which figure of speech is used in this text? {who} {words.format(*rng.choice(_LIKENESSES))}.",
+        [figure, *others],
+        solution=f"The text {reason}. So, the text uses {figure}.",
+    )
+
+
+_RHYMES = {
+    "star": ("car", "jar"), "sun": ("run", "bun"), "moon": ("spoon", "noon"), "tree": ("bee", "knee"),
+    "house": ("mouse", "blouse"), "ring": ("king", "wing"), "box": ("fox", "socks"), "key": ("sea", "tea"),
+}  # fmt: skip
+
+
+def _ask_rhyme(rng):
+    things = rng.sample(list(_RHYMES), rng.randint(3, 5))
+    while {"tree", "key"} <= set(things):  # these two rhyme with each other
+        things = rng.sample(list(_RHYMES), len(things))
+    return Asked(
+        "Which word rhymes with the name of the thing in the picture?",
+        [rng.choice(_RHYMES[thing]) for thing in things],
+        caption="A drawing of one thing.",
+    )
+
+
+def _show_rhyme(rng, asked, choices, answer):
+    right = choices[answer]
+    thing = next(name for name, words in _RHYMES.items() if right in words)
+    solution = (
+        f"The picture shows a {thing}. The words {thing} and {right} end with the same sound. So, {right} rhymes."
+    )
+    return [pictures.draw_thing(rng, thing)], solution
+
+
+_RELATIONS = {"above": (0, -1), "below": (0, 1), "left of": (-1, 0), "right of": (1, 0)}
+
+
+def _ask_preposition(rng):
+    first, second = rng.sample(["circle", "square", "triangle"], 2)
+    return Asked(
+        f"Which words complete the sentence? The {first} is ___ the {second}.",
+        rng.sample(list(_RELATIONS), rng.randint(2, 4)),
+        context="Look at the picture.",
+        caption="Two shapes.",
+        detail=f"{first} {second}",
+    )
+
+
+def _show_preposition(rng, asked, choices, answer):
+    first, second = asked.detail.split()
+    dx, dy = _RELATIONS[choices[answer]]
+    x, y = (rng.uniform(0.45, 0.55) for _ in range(2))
+    apart = rng.uniform(0.2, 0.26)
+    places = {first: (x + dx * apart, y + dy * apart), second: (x - dx * apart, y - dy * apart)}
+    solution = (
+        f"In the picture, the {first} is {choices[answer]} the {second}. So, the missing words are {choices[answer]}."
+    )
+    return [pictures.draw_shapes(rng, places)], solution
+
+
+SKILLS: dict[str, Skill] = {
+    "map": Skill(
+        "Read a map: cardinal directions", "social science", "geography", "Maps", (2, 3, 4),
+        "Maps have four main directions: north, south, east, and west. An arrow on a map often shows where north is. "
+        "With north at the top, south is at the bottom, west is at the left, and east is at the right.",
+        _ask_map, _show_map,
+    ),
+    "tense": Skill(
+        "Is the sentence in the past, present, or future tense?", "language science", "verbs", "Verb tense", (2, 3, 5),
+        "The tense of a verb tells when something happens. Many past-tense verbs end in -ed. "
+        "Future-tense verbs use will before the main verb.",
+        _ask_tense,
+    ),
+    "magnets": Skill(
+        "Predict if magnets will attract or repel", "natural science", "physics", "Magnets", (5, 6, 7),
+        "A magnet has a north pole and a south pole. Poles that are the same repel, or push apart. "
+        "Poles that are different attract, or pull together.",
+        _ask_magnets, _show_magnets,
+    ),
+    "cost": Skill(
+        "Identify opportunity costs", "social science", "economics", "Basic economic principles", (9, 10, 12),
+        "A choice means giving something up. The best thing that a person gives up is the opportunity cost.",
+        _ask_cost,
+    ),
+    "rhyme": Skill(
+        "Find the word that rhymes with a picture", "language science", "phonological-awareness", "Rhyming", (1, 2),
+        "Words that rhyme end with the same sound.",
+        _ask_rhyme, _show_rhyme,
+    ),
+    "layers": Skill(
+        "Compare ages of rock layers", "natural science", "earth-science", "Rocks and minerals", (6, 7, 8, 9),
+        "Rock layers form one on top of the other. In layers that were not disturbed, the bottom layer is the oldest "
+        "and the top layer is the youngest.",
+        _ask_layers, _show_layers,
+    ),
+    "capital": Skill(
+        "Identify capitals of the world", "social science", "geography", "Cities", (4, 5, 6),
+        "The capital of a country is the city where its government meets.",
+        _ask_capital,
+    ),
+    "preposition": Skill(
+        "Use prepositions to describe a picture", "language science", "literacy-in-science", "Phrases and clauses",
+        (1, 2, 3),
+        "A preposition such as above or below tells where something is.",
+        _ask_preposition, _show_preposition,
+    ),
+    "heat": Skill(
+        "Predict heat flow", "natural science", "physics", "Thermal energy", (8, 10, 11),
+        "Heat flows between objects that touch each other, from the warmer object to the colder one.",
+        _ask_heat,
+    ),
+    "bars": Skill(
+        "Interpret bar graphs", "social science", "economics", "Social studies skills", (3, 8, 11, 12),
+        "A bar graph shows amounts as bars. The taller a bar, the larger the amount.",
+        _ask_bars, _show_bars,
+    ),
+    "figure": Skill(
+        "Classify the figure of speech", "language science", "figurative-language", "Literary devices", (8, 9, 11, 12),
+        "Figures of speech are words or phrases that use language in a nonliteral or unusual way.",
+        _ask_figure,
+    ),
+    "flower": Skill(
+        "Describe the traits of an organism", "natural science", "biology", "Genes to traits", (3, 4, 7),
+        "A trait is something that can be observed in an organism, such as the color of its petals.",
+        _ask_flower, _show_flower,
+    ),
+    "concentration": Skill(
+        "Compare concentrations of solutions", "natural science", "chemistry", "Solutions", (6, 7, 8, 10),
+        "A solution with more particles of a substance in the same volume has a higher concentration of it.",
+        _ask_concentration, _show_concentration,
+    ),
+    "balance": Skill(
+        "Compare the masses of objects", "natural science", "physics", "Force and motion", (1, 2, 3),
+        "Scales compare two objects. The side with the heavier object goes down.",
+        _ask_balance, _show_balance,
+    ),
+    "cloth": Skill(
+        "Compare properties of materials", "natural science", "chemistry", "Materials", (2, 3, 4),
+        "An object has properties that can be seen, such as its color or its pattern.",
+        _ask_cloth, _show_cloth,
+    ),
+}  # fmt: skip
