@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hub_server import hub  # noqa: F401 - a fixture: the local Hub server
 
 
 @pytest.fixture(scope="session")
