@@ -1,0 +1,146 @@
+"""Configurations of one stage (`MMCoTConfig`) and of both stages together (`MMCoTTwoStageConfig`)."""
+
+from typing import Any, ClassVar
+
+from transformers import AutoConfig, PreTrainedConfig, T5Config
+
+VISION_FEATURES = ("last_hidden_state", "pooler_output")
+FUSION_GATES = ("sigmoid", "none")
+STAGES = (None, "rationale", "answer")
+
+
+def _as_config(config: dict | PreTrainedConfig | None) -> PreTrainedConfig | None:
+    """The sub-configuration as an object; a dictionary needs a `model_type` that `AutoConfig` knows."""
+    if not isinstance(config, dict):
+        return config
+    config = dict(config)
+    model_type = config.pop("model_type", None)
+    if model_type is None:
+        raise ValueError("vision_config needs a model_type, such as 'detr' or 'timm_wrapper'")
+    return AutoConfig.for_model(model_type, **config)
+
+
+class MMCoTConfig(T5Config):
+    r"""Configuration of one stage of Multimodal-CoT: a T5 whose encoder output is fused with image features.
+
+    A T5, FLAN-T5 or UnifiedQA `config.json` is a valid one: it gives the text-only network.
+
+    Args:
+        vision_config: the vision backbone inside the model, anything that `AutoModel` builds. Default: none, image
+            features come from outside.
+        vision_feature: the backbone's output that is used, `"last_hidden_state"` (patches) or `"pooler_output"` (one
+            vector).
+        image_feature_size: width of one image feature. With neither this nor a `vision_config` there is no fusion.
+            With a `vision_config` alone the model fills it in.
+        fusion_num_heads: heads of the attention over patches (the paper's: 1).
+        fusion_gate: `"sigmoid"`, the paper's mix of text and image (arXiv 2302.00923, section 4.2), or `"none"`,
+            their sum.
+        freeze_vision: the backbone is not trained and stays in evaluation mode.
+        stage: what the weights were trained for, `"rationale"` or `"answer"`, if known.
+        prompt_format: the prompt format they were trained for, such as `"QCM-E"`.
+        use_caption: captions were part of the context in training.
+        loss_on_padding: the loss counts padding in the labels, as the original code's does.
+        max_source_length: longest source in tokens that the weights were trained for.
+    """
+
+    model_type = "mmcot"
+    sub_configs: ClassVar[dict[str, Any]] = {"vision_config": AutoConfig}
+
+    decoder_start_token_id: int | None = 0
+    vision_config: dict | PreTrainedConfig | None = None
+    vision_feature: str = "last_hidden_state"
+    image_feature_size: int | None = None
+    fusion_num_heads: int = 1
+    fusion_gate: str = "sigmoid"
+    freeze_vision: bool = True
+    stage: str | None = None
+    prompt_format: str | None = None
+    use_caption: bool = False
+    loss_on_padding: bool = False
+    max_source_length: int = 512
+
+    def __post_init__(self, **kwargs):
+        self.vision_config = _as_config(self.vision_config)
+        # T5Config forces the tie and keeps the wish only as `scale_decoder_outputs`; a model whose head is its own
+        # then ends up with a merged one as soon as somebody calls `tie_weights()`.
+        tie_word_embeddings = kwargs.get("tie_word_embeddings")
+        super().__post_init__(**kwargs)
+        if tie_word_embeddings is not None:
+            self.tie_word_embeddings = tie_word_embeddings
+        self._check()
+
+    def _check(self):
+        for name, allowed in (("vision_feature", VISION_FEATURES), ("fusion_gate", FUSION_GATES), ("stage", STAGES)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, not one of {allowed}")
+        if self.image_feature_size is not None and self.image_feature_size < 1:
+            raise ValueError(f"image_feature_size is {self.image_feature_size}, not a width")
+        if self.fusion_num_heads < 1 or self.d_model % self.fusion_num_heads:
+            raise ValueError(f"fusion_num_heads={self.fusion_num_heads} doesn't divide d_model={self.d_model}")
+
+    @property
+    def has_fusion(self) -> bool:
+        """Whether the network has image inputs at all."""
+        return self.image_feature_size is not None or self.vision_config is not None
+
+
+class MMCoTTwoStageConfig(PreTrainedConfig):
+    r"""Configuration of both stages and the backbone that they share, in one `config.json`.
+
+    Args:
+        rationale_config: the stage that writes the rationale. It holds no `vision_config` of its own.
+        answer_config: the stage that answers; the rationale stage's with `share_stages`.
+        vision_config: the vision backbone, anything that `AutoModel` builds. Default: none, features come from
+            outside.
+        vision_feature: `"last_hidden_state"` or `"pooler_output"`.
+        freeze_vision: the backbone is not trained and stays in evaluation mode.
+        share_stages: one set of weights serves as both stages.
+        answer_suffix_ids: token ids that close the answer stage's source (`Answer:` and the end of the sequence).
+        option_prefix_ids: token ids that the answer starts with, up to its letter.
+        option_letter_ids: token ids of the letters A to Z after that prefix.
+    """
+
+    model_type = "mmcot_two_stage"
+    sub_configs: ClassVar[dict[str, Any]] = {
+        "rationale_config": MMCoTConfig,
+        "answer_config": MMCoTConfig,
+        "vision_config": AutoConfig,
+    }
+
+    rationale_config: dict | PreTrainedConfig | None = None
+    answer_config: dict | PreTrainedConfig | None = None
+    vision_config: dict | PreTrainedConfig | None = None
+    vision_feature: str = "last_hidden_state"
+    freeze_vision: bool = True
+    share_stages: bool = False
+    answer_suffix_ids: list[int] | None = None
+    option_prefix_ids: list[int] | None = None
+    option_letter_ids: list[int] | None = None
+    is_encoder_decoder: bool = True
+    pad_token_id: int | None = 0
+    eos_token_id: int | list[int] | None = 1
+    decoder_start_token_id: int | None = 0
+
+    def __post_init__(self, **kwargs):
+        self.vision_config = _as_config(self.vision_config)
+        self.rationale_config = self._stage(self.rationale_config, "rationale")
+        if self.share_stages:
+            self.answer_config = self.rationale_config
+        else:
+            self.answer_config = self._stage(self.answer_config, "answer")
+        super().__post_init__(**kwargs)
+        if self.vision_feature not in VISION_FEATURES:
+            raise ValueError(f"vision_feature is {self.vision_feature!r}, not one of {VISION_FEATURES}")
+
+    @staticmethod
+    def _stage(config: dict | PreTrainedConfig | None, stage: str) -> PreTrainedConfig:
+        if config is None:
+            return MMCoTConfig(stage=stage)
+        return MMCoTConfig(**config) if isinstance(config, dict) else config
+
+    def get_text_config(self, *args, **kwargs) -> PreTrainedConfig:
+        """The rationale stage's: both stages have one vocabulary."""
+        return self.rationale_config
+
+
+__all__ = ["MMCoTConfig", "MMCoTTwoStageConfig"]

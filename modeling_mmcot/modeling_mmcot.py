@@ -1,0 +1,316 @@
+"""One stage of Multimodal-CoT: T5 with an encoder that sees image features (arXiv 2302.00923, section 4).
+
+Everything of T5 is inherited. The encoder ends in a gated fusion, so that whatever works with a T5 (generation,
+caches, adapters, trainers) works here: the decoder sees only an encoder output.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import GenerationMixin, T5ForConditionalGeneration
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
+from transformers.models.t5.modeling_t5 import T5PreTrainedModel, T5Stack
+from transformers.utils import can_return_tuple
+
+from .checkpoints_mmcot import load_t5_checkpoint
+from .configuration_mmcot import MMCoTConfig
+from .fusion_mmcot import GatedFusion
+from .vision_mmcot import build_vision, extract_features, vision_feature_size
+
+
+@dataclass
+class MMCoTEncoderOutput(BaseModelOutput):
+    """What the encoder gives out.
+
+    Attributes:
+        last_hidden_state: (batch, text, d_model), after the fusion.
+        image_hidden_states: (batch, patches, width), the image features that were fused.
+        image_attentions: (batch, heads, text, patches), if asked for.
+        image_gate: (batch, text, d_model), the share of the image in each value, if asked for.
+    """
+
+    image_hidden_states: torch.FloatTensor | None = None
+    image_attentions: torch.FloatTensor | None = None
+    image_gate: torch.FloatTensor | None = None
+
+
+@dataclass
+class MMCoTSeq2SeqLMOutput(Seq2SeqLMOutput):
+    """T5's output and the three image fields of `MMCoTEncoderOutput`."""
+
+    image_hidden_states: torch.FloatTensor | None = None
+    image_attentions: torch.FloatTensor | None = None
+    image_gate: torch.FloatTensor | None = None
+
+
+IMAGE_OUTPUTS = ("image_hidden_states", "image_attentions", "image_gate")
+
+
+class MMCoTPreTrainedModel(T5PreTrainedModel):
+    """What the networks here share: their configuration and how fresh weights are drawn."""
+
+    config: MMCoTConfig
+    config_class = MMCoTConfig
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """No: for code from outside transformers, initialisation skips T5's modules that hold no parameters themselves
+        and leaves their weights at a standard deviation of 1."""
+        return False
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, GatedFusion):
+            self._init_fusion(module)
+
+    @staticmethod
+    def _init_fusion(fusion: GatedFusion):
+        """PyTorch's defaults for `nn.Linear` and `nn.MultiheadAttention`, which the original keeps, not T5's."""
+        for linear in (fusion.image_proj, fusion.out_proj, fusion.gate_proj):
+            if linear is not None:
+                bound = linear.in_features**-0.5
+                init.uniform_(linear.weight, -bound, bound)
+                init.uniform_(linear.bias, -bound, bound)
+        init.zeros_(fusion.out_proj.bias)
+        for linear in (fusion.q_proj, fusion.k_proj, fusion.v_proj):
+            bound = (6 / (4 * linear.in_features)) ** 0.5  # Xavier over the three stacked, as PyTorch keeps them
+            init.uniform_(linear.weight, -bound, bound)
+            init.zeros_(linear.bias)
+
+
+class MMCoTEncoder(MMCoTPreTrainedModel, T5Stack):
+    """T5's encoder, with the image features fused into its output; complete with its vision backbone, if any."""
+
+    def __init__(self, config: MMCoTConfig):
+        T5Stack.__init__(self, config)
+        if config.vision_config is not None:
+            self.vision = build_vision(config.vision_config)
+            if config.image_feature_size is None:
+                config.image_feature_size = vision_feature_size(self.vision, config.vision_feature)
+        else:
+            self.vision = None
+        if config.image_feature_size is not None:
+            self.fusion = GatedFusion(
+                config.d_model,
+                config.image_feature_size,
+                num_heads=config.fusion_num_heads,
+                gated=config.fusion_gate == "sigmoid",
+            )
+        else:
+            self.fusion = None
+        self.post_init()  # T5Stack has called it before these two existed
+        self.train(self.training)
+
+    def train(self, mode: bool = True):
+        """As `nn.Module.train`, but a frozen backbone stays in evaluation mode and out of the gradients."""
+        super().train(mode)
+        if self.vision is not None and self.config.freeze_vision:
+            self.vision.eval().requires_grad_(False)
+        return self
+
+    def encode_images(
+        self,
+        pixel_values: torch.FloatTensor,
+        pixel_mask: torch.Tensor | None = None,
+        image_attention_mask: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Image features by the backbone inside the model.
+
+        Args:
+            pixel_values: (batch, 3, H, W), or (batch, images, 3, H, W) for several images a row.
+            pixel_mask: (batch, H, W) or (batch, images, H, W), for backbones that take one.
+            image_attention_mask: (batch, images), False where there is no image; what stands there isn't looked at.
+
+        Returns:
+            image_features (batch, images * patches, width) and their mask (batch, images * patches), None without an
+            image mask.
+        """
+        if self.vision is None:
+            raise ValueError("pixel_values need a vision backbone, and this model has none: set vision_config")
+        batch, images = pixel_values.shape[0], pixel_values.shape[1] if pixel_values.dim() == 5 else 1
+        pixel_values = pixel_values.flatten(0, -4)  # (B * I, 3, H, W)
+        pixel_mask = None if pixel_mask is None else pixel_mask.flatten(0, -3)
+        options = {"vision_feature": self.config.vision_feature, "feature_size": self.fusion.image_size}
+        if image_attention_mask is None:
+            features = extract_features(self.vision, pixel_values, pixel_mask, **options)
+            return features.unflatten(0, (batch, images)).flatten(1, 2), None
+        if image_attention_mask.shape != (batch, images):
+            raise ValueError(
+                f"image_attention_mask is {tuple(image_attention_mask.shape)}, pixel_values hold {(batch, images)} images"
+            )
+        present = image_attention_mask.to(device=pixel_values.device, dtype=torch.bool)
+        if torch.compiler.is_compiling():  # a number of images that only the data tells would break the graph
+            features = extract_features(self.vision, pixel_values, pixel_mask, **options)
+        else:
+            rows = present.flatten().nonzero().squeeze(1)
+            if len(rows) == 0:
+                return pixel_values.new_zeros(batch, 1, self.fusion.image_size), None
+            found = extract_features(
+                self.vision, pixel_values[rows], None if pixel_mask is None else pixel_mask[rows], **options
+            )
+            features = found.new_zeros(batch * images, *found.shape[1:]).index_copy(0, rows, found)
+        mask = present[..., None].expand(-1, -1, features.shape[1]).flatten(1)  # (B, I * P)
+        return features.unflatten(0, (batch, images)).flatten(1, 2), mask
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        image_features: torch.FloatTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        pixel_mask: torch.Tensor | None = None,
+        image_attention_mask: torch.Tensor | None = None,
+        output_image_attention: bool = False,
+        **kwargs,
+    ) -> MMCoTEncoderOutput:
+        """Encode text and image; the arguments are those of `MMCoTForConditionalGeneration.forward`."""
+        kwargs["return_dict"] = True
+        text = super().forward(
+            input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
+        )
+        output = MMCoTEncoderOutput(text.last_hidden_state, text.hidden_states, text.attentions)
+        if self.fusion is None:
+            if image_features is not None or pixel_values is not None:
+                raise ValueError("this model takes no images: set image_feature_size or vision_config")
+            return output
+        if image_features is None and pixel_values is not None:
+            image_features, image_attention_mask = self.encode_images(pixel_values, pixel_mask, image_attention_mask)
+        fused, output.image_attentions, output.image_gate = self.fusion(
+            output.last_hidden_state, image_features, image_attention_mask, output_attentions=output_image_attention
+        )
+        output.last_hidden_state = fused
+        output.image_hidden_states = image_features
+        if output.hidden_states is not None:
+            output.hidden_states = (*output.hidden_states[:-1], fused)
+        return output
+
+
+class MMCoTForConditionalGeneration(MMCoTPreTrainedModel, T5ForConditionalGeneration, GenerationMixin):
+    """T5 that sees images: one stage of Multimodal-CoT.
+
+    `from_pretrained` takes its own folders, any T5 checkpoint (the fusion then starts fresh) and the original
+    project's checkpoints in both of their key layouts.
+    """
+
+    def __init__(self, config: MMCoTConfig):
+        # Not T5ForConditionalGeneration's, which would build a second encoder.
+        T5PreTrainedModel.__init__(self, config)
+        self.model_dim = config.d_model
+        self.shared = nn.Embedding(config.vocab_size, config.d_model)
+        encoder_config = copy.deepcopy(config)
+        encoder_config.is_decoder = False
+        encoder_config.use_cache = False
+        self.encoder = MMCoTEncoder(encoder_config)
+        config.image_feature_size = encoder_config.image_feature_size
+        decoder_config = copy.deepcopy(config)
+        decoder_config.is_decoder = True
+        decoder_config.num_layers = config.num_decoder_layers
+        self.decoder = T5Stack(decoder_config)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.post_init()
+        self.train(self.training)  # freezes the backbone
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+        """As every `from_pretrained`; T5's and the original project's checkpoints load too.
+
+        Raises:
+            ValueError: a checkpoint of another kind whose keys don't fit the network, with what is missing or too
+                many.
+        """
+        load = super().from_pretrained
+        if pretrained_model_name_or_path is None:
+            return load(None, *model_args, config=config, **kwargs)
+        return load_t5_checkpoint(cls, load, pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+
+    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
+        """With a head of its own (FLAN-T5), encoder and decoder still share one embedding."""
+        if all_submodels or self.config.tie_word_embeddings:
+            return super().get_expanded_tied_weights_keys(all_submodels=all_submodels)
+        return {target: source for target, source in self._tied_weights_keys.items() if target != "lm_head.weight"}
+
+    def encode_images(self, pixel_values, pixel_mask=None, image_attention_mask=None):
+        """As `MMCoTEncoder.encode_images`."""
+        return self.encoder.encode_images(pixel_values, pixel_mask, image_attention_mask)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        decoder_input_ids: torch.LongTensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple | None = None,
+        past_key_values=None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        decoder_inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        image_features: torch.FloatTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        pixel_mask: torch.Tensor | None = None,
+        image_attention_mask: torch.Tensor | None = None,
+        output_image_attention: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs,
+    ) -> MMCoTSeq2SeqLMOutput:
+        """T5's forward with images.
+
+        Args:
+            input_ids, attention_mask: (batch, text), padded on either side.
+            labels: (batch, target), -100 where no loss is taken (on padding, if `loss_on_padding`).
+            encoder_outputs: this model's encoder's; the image arguments are then without effect.
+            image_features: (batch, patches, width), computed before.
+            pixel_values: (batch, 3, H, W) or (batch, images, 3, H, W), for the model's own backbone instead.
+            pixel_mask: (batch, H, W) or (batch, images, H, W), if the backbone takes one.
+            image_attention_mask: (batch, patches) beside features, (batch, images) beside pixels; False where there is
+                none. A row without any, and a call without images, sees one all-zero patch.
+            output_image_attention: give out attention over patches and gate.
+            num_items_in_batch: divide the summed loss by this instead of by this batch's own labels, as `Trainer` asks
+                for when it accumulates gradients.
+        """
+        kwargs["return_dict"] = True
+        if encoder_outputs is None:
+            encoder_outputs = self.encoder(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                inputs_embeds=inputs_embeds,
+                image_features=image_features,
+                pixel_values=pixel_values,
+                pixel_mask=pixel_mask,
+                image_attention_mask=image_attention_mask,
+                output_image_attention=output_image_attention,
+                **kwargs,
+            )
+        if labels is not None and self.config.loss_on_padding:
+            labels = labels.masked_fill(labels == -100, self.config.pad_token_id)
+        output = super().forward(
+            attention_mask=attention_mask,
+            decoder_input_ids=decoder_input_ids,
+            decoder_attention_mask=decoder_attention_mask,
+            encoder_outputs=encoder_outputs,
+            past_key_values=past_key_values,
+            decoder_inputs_embeds=decoder_inputs_embeds,
+            labels=labels,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        if output.loss is not None and num_items_in_batch is not None:
+            output.loss = output.loss * (labels != -100).sum() / num_items_in_batch
+        images = {name: getattr(encoder_outputs, name, None) for name in IMAGE_OUTPUTS}
+        return MMCoTSeq2SeqLMOutput(**output, **images)
+
+    @property
+    def accepts_loss_kwargs(self) -> bool:
+        """Whether `Trainer` may hand in `num_items_in_batch`. It counts labels without padding, so not with
+        `loss_on_padding`: the loss is then a mean over each batch, as the original's."""
+        return not self.config.loss_on_padding
+
+
+__all__ = ["MMCoTEncoder", "MMCoTForConditionalGeneration", "MMCoTPreTrainedModel"]

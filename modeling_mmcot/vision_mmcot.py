@@ -1,0 +1,117 @@
+"""Vision backbones: anything that `AutoModel` builds, and the four of the paper as presets."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from transformers import AutoModel, DetrConfig, PreTrainedConfig, PreTrainedModel, TimmWrapperConfig
+
+
+@dataclass(frozen=True)
+class VisionPreset:
+    """One of the paper's image features.
+
+    Attributes:
+        identifier: the pretrained weights on the Hub.
+        config: makes the backbone's configuration, without a network.
+        vision_feature: the output that is used.
+        num_patches, image_feature_size: its shape, one image.
+    """
+
+    identifier: str
+    config: Callable[[], PreTrainedConfig]
+    vision_feature: str
+    num_patches: int
+    image_feature_size: int
+
+
+def _detr() -> PreTrainedConfig:
+    backbone = {
+        "model_type": "timm_backbone",
+        "backbone": "resnet101",
+        "features_only": True,
+        "out_indices": [1, 2, 3, 4],
+        "output_stride": 16,
+    }
+    return DetrConfig(backbone_config=backbone, dilation=True)
+
+
+def _timm(architecture: str) -> Callable[[], PreTrainedConfig]:
+    return lambda: TimmWrapperConfig(architecture=architecture)
+
+
+VISION_PRESETS = {
+    "detr": VisionPreset("facebook/detr-resnet-101-dc5", _detr, "last_hidden_state", 100, 256),
+    "vit": VisionPreset(
+        "timm/vit_large_patch32_384.orig_in21k_ft_in1k", _timm("vit_large_patch32_384"), "last_hidden_state", 145, 1024
+    ),
+    "clip": VisionPreset("timm/resnet101_clip.openai", _timm("resnet101_clip"), "last_hidden_state", 49, 2048),
+    "resnet": VisionPreset("timm/resnet50.a1_in1k", _timm("resnet50"), "pooler_output", 1, 2048),
+}
+
+
+def build_vision(config: PreTrainedConfig) -> PreTrainedModel:
+    """The backbone with fresh weights. Never downloads."""
+    return AutoModel.from_config(config)
+
+
+def vision_feature_size(vision: PreTrainedModel, vision_feature: str) -> int:
+    """Width of the backbone's feature.
+
+    Raises:
+        ValueError: the backbone doesn't say; `image_feature_size` has to.
+    """
+    timm_model = getattr(vision, "timm_model", None)
+    if timm_model is not None:
+        pooled = vision_feature == "pooler_output"
+        return timm_model.head_hidden_size if pooled else timm_model.num_features
+    for name in ("hidden_size", "d_model"):
+        if isinstance(getattr(vision.config, name, None), int):
+            return getattr(vision.config, name)
+    raise ValueError(f"{type(vision).__name__} doesn't say how wide its features are: set image_feature_size")
+
+
+def extract_features(
+    vision: PreTrainedModel,
+    pixel_values: torch.Tensor,
+    pixel_mask: torch.Tensor | None = None,
+    vision_feature: str = "last_hidden_state",
+    feature_size: int | None = None,
+) -> torch.Tensor:
+    """Run the backbone.
+
+    Args:
+        vision: any image model.
+        pixel_values: (images, channels, height, width).
+        pixel_mask: (images, height, width), for backbones that take one (DETR).
+        vision_feature: the output to use.
+        feature_size: expected width, which tells (n, C, h, w) maps from (n, h, w, C) ones.
+
+    Returns:
+        (images, patches, width). A feature map becomes its grid's cells, row by row; a pooled vector one patch.
+    """
+    inputs = {"pixel_values": pixel_values.to(next(vision.parameters()).dtype), "return_dict": True}
+    if pixel_mask is not None and "pixel_mask" in inspect.signature(vision.forward).parameters:
+        inputs["pixel_mask"] = pixel_mask
+    output = vision(**inputs)
+    features = getattr(output, vision_feature, None)
+    if features is None:
+        raise ValueError(f"{type(vision).__name__} gives no {vision_feature}; choose the other vision_feature")
+    if features.dim() == 4:
+        if feature_size is not None and features.shape[1] != feature_size and features.shape[-1] == feature_size:
+            features = features.flatten(1, 2)  # (n, h, w, C) -> (n, h * w, C)
+        else:
+            features = features.flatten(2).transpose(1, 2)  # (n, C, h, w) -> (n, h * w, C)
+        if vision_feature == "pooler_output":  # pooled maps keep their 1 x 1 grid in some backbones
+            features = features.flatten(1)
+    if features.dim() == 2:
+        features = features[:, None]  # (n, C) -> (n, 1, C)
+    if feature_size is not None and features.shape[-1] != feature_size:
+        raise ValueError(
+            f"{type(vision).__name__} gives features of width {features.shape[-1]}, the fusion takes {feature_size}"
+        )
+    return features
+
+
+__all__ = ["VISION_PRESETS", "VisionPreset", "build_vision", "extract_features", "vision_feature_size"]
