@@ -18,7 +18,9 @@ from transformers.utils import can_return_tuple
 from .checkpoints_mmcot import load_t5_checkpoint
 from .configuration_mmcot import MMCoTConfig
 from .fusion_mmcot import GatedFusion
-from .vision_mmcot import build_vision, extract_features, vision_feature_size
+from .hub_mmcot import CompleteSaveMixin
+from .pipeline_mmcot import MMCoTPipeline  # noqa: F401  (travels with the model: the loader follows imports)
+from .vision_mmcot import build_vision, encode_images, vision_feature_size
 
 
 @dataclass
@@ -131,30 +133,14 @@ class MMCoTEncoder(MMCoTPreTrainedModel, T5Stack):
         """
         if self.vision is None:
             raise ValueError("pixel_values need a vision backbone, and this model has none: set vision_config")
-        batch, images = pixel_values.shape[0], pixel_values.shape[1] if pixel_values.dim() == 5 else 1
-        pixel_values = pixel_values.flatten(0, -4)  # (B * I, 3, H, W)
-        pixel_mask = None if pixel_mask is None else pixel_mask.flatten(0, -3)
-        options = {"vision_feature": self.config.vision_feature, "feature_size": self.fusion.image_size}
-        if image_attention_mask is None:
-            features = extract_features(self.vision, pixel_values, pixel_mask, **options)
-            return features.unflatten(0, (batch, images)).flatten(1, 2), None
-        if image_attention_mask.shape != (batch, images):
-            raise ValueError(
-                f"image_attention_mask is {tuple(image_attention_mask.shape)}, pixel_values hold {(batch, images)} images"
-            )
-        present = image_attention_mask.to(device=pixel_values.device, dtype=torch.bool)
-        if torch.compiler.is_compiling():  # a number of images that only the data tells would break the graph
-            features = extract_features(self.vision, pixel_values, pixel_mask, **options)
-        else:
-            rows = present.flatten().nonzero().squeeze(1)
-            if len(rows) == 0:
-                return pixel_values.new_zeros(batch, 1, self.fusion.image_size), None
-            found = extract_features(
-                self.vision, pixel_values[rows], None if pixel_mask is None else pixel_mask[rows], **options
-            )
-            features = found.new_zeros(batch * images, *found.shape[1:]).index_copy(0, rows, found)
-        mask = present[..., None].expand(-1, -1, features.shape[1]).flatten(1)  # (B, I * P)
-        return features.unflatten(0, (batch, images)).flatten(1, 2), mask
+        return encode_images(
+            self.vision,
+            pixel_values,
+            pixel_mask,
+            image_attention_mask,
+            vision_feature=self.config.vision_feature,
+            feature_size=self.fusion.image_size,
+        )
 
     @can_return_tuple
     def forward(
@@ -191,12 +177,23 @@ class MMCoTEncoder(MMCoTPreTrainedModel, T5Stack):
         return output
 
 
-class MMCoTForConditionalGeneration(MMCoTPreTrainedModel, T5ForConditionalGeneration, GenerationMixin):
+class MMCoTForConditionalGeneration(
+    CompleteSaveMixin, MMCoTPreTrainedModel, T5ForConditionalGeneration, GenerationMixin
+):
     """T5 that sees images: one stage of Multimodal-CoT.
 
     `from_pretrained` takes its own folders, any T5 checkpoint (the fusion then starts fresh) and the original
     project's checkpoints in both of their key layouts.
     """
+
+    _auto_map = {
+        "AutoConfig": "configuration_mmcot.MMCoTConfig",
+        "AutoModel": "modeling_mmcot.MMCoTForConditionalGeneration",
+        "AutoModelForSeq2SeqLM": "modeling_mmcot.MMCoTForConditionalGeneration",
+        "AutoModelForImageTextToText": "modeling_mmcot.MMCoTForConditionalGeneration",
+        "AutoProcessor": "processing_mmcot.MMCoTProcessor",
+    }
+    _pipeline_auto_class = "AutoModelForSeq2SeqLM"
 
     def __init__(self, config: MMCoTConfig):
         # Not T5ForConditionalGeneration's, which would build a second encoder.

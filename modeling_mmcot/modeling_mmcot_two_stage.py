@@ -15,7 +15,7 @@ from .hub_mmcot import CompleteSaveMixin
 from .modeling_mmcot import MMCoTForConditionalGeneration
 from .pipeline_mmcot import MMCoTPipeline  # noqa: F401  (travels with the model: the loader follows imports)
 from .scoring_mmcot import MMCoTOutput, score_options, special_token_ids
-from .vision_mmcot import build_vision_model, extract_image_features
+from .vision_mmcot import build_vision, encode_images
 
 STAGES = ("rationale", "answer")
 MAX_RATIONALE_TOKENS = 512  # the paper's output length of stage 1
@@ -65,7 +65,7 @@ class MMCoTModel(CompleteSaveMixin, PreTrainedModel, GenerationMixin):
             object.__setattr__(self, "answer", self.rationale)  # not registered again: its weights exist once
         else:
             self.answer = MMCoTForConditionalGeneration(config.answer_config)
-        self.vision = build_vision_model(config.vision_config) if config.vision_config is not None else None
+        self.vision = build_vision(config.vision_config) if config.vision_config is not None else None
         self.post_init()
 
     @classmethod
@@ -143,33 +143,25 @@ class MMCoTModel(CompleteSaveMixin, PreTrainedModel, GenerationMixin):
             self.vision.eval()
         return self
 
-    def get_image_features(
+    def encode_images(
         self, pixel_values: Tensor, pixel_mask: Tensor | None = None, image_attention_mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Features (batch, patches, width) and their mask (batch, patches) of `pixel_values`.
-
-        Args:
-            pixel_values: (batch, 3, height, width), or (batch, images, 3, height, width).
-            pixel_mask: real pixels, without the channel axis; for backbones that read one (DETR).
-            image_attention_mask: (batch, images), False where there is no image.
-        """
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `MMCoTForConditionalGeneration.encode_images`, by the shared backbone."""
         if self.vision is None:
             raise ValueError("This model has no vision backbone: pass `image_features` instead of `pixel_values`")
-        return extract_image_features(
+        return encode_images(
             self.vision,
             pixel_values,
-            pixel_mask=pixel_mask,
-            image_attention_mask=image_attention_mask,
+            pixel_mask,
+            image_attention_mask,
             vision_feature=self.config.vision_feature,
-            frozen=self.config.freeze_vision,
+            feature_size=self.config.rationale_config.image_feature_size,
         )
 
     def _image_inputs(self, pixel_values, pixel_mask, image_features, image_attention_mask) -> dict[str, Tensor]:
         """The image arguments of a stage, features computed; empty without an image or for text-only stages."""
         if image_features is None and pixel_values is not None and self.vision is not None:
-            image_features, image_attention_mask = self.get_image_features(
-                pixel_values, pixel_mask, image_attention_mask
-            )
+            image_features, image_attention_mask = self.encode_images(pixel_values, pixel_mask, image_attention_mask)
         if image_features is None:
             return {}
         inputs = {"image_features": image_features.to(self.rationale.dtype)}

@@ -114,4 +114,58 @@ def extract_features(
     return features
 
 
-__all__ = ["VISION_PRESETS", "VisionPreset", "build_vision", "extract_features", "vision_feature_size"]
+def encode_images(
+    vision: PreTrainedModel,
+    pixel_values: torch.Tensor,
+    pixel_mask: torch.Tensor | None = None,
+    image_attention_mask: torch.Tensor | None = None,
+    vision_feature: str = "last_hidden_state",
+    feature_size: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Image features of a batch of questions, each with no, one or several images.
+
+    Args:
+        pixel_values: (batch, 3, H, W), or (batch, images, 3, H, W) for several images a row.
+        pixel_mask: (batch, H, W) or (batch, images, H, W), for backbones that take one.
+        image_attention_mask: (batch, images), False where there is no image; what stands there isn't looked at.
+        vision, vision_feature, feature_size: as in `extract_features`.
+
+    Returns:
+        image_features (batch, images * patches, width) and their mask (batch, images * patches), None without an
+        image mask.
+    """
+    batch, images = pixel_values.shape[0], pixel_values.shape[1] if pixel_values.dim() == 5 else 1
+    pixel_values = pixel_values.flatten(0, -4)  # (B * I, 3, H, W)
+    pixel_mask = None if pixel_mask is None else pixel_mask.flatten(0, -3)
+    options = {"vision_feature": vision_feature, "feature_size": feature_size}
+    if image_attention_mask is None:
+        features = extract_features(vision, pixel_values, pixel_mask, **options)
+        return features.unflatten(0, (batch, images)).flatten(1, 2), None
+    if image_attention_mask.shape != (batch, images):
+        raise ValueError(
+            f"image_attention_mask is {tuple(image_attention_mask.shape)}, pixel_values hold {(batch, images)} images"
+        )
+    present = image_attention_mask.to(device=pixel_values.device, dtype=torch.bool)
+    if torch.compiler.is_compiling():  # a number of images that only the data tells would break the graph
+        features = extract_features(vision, pixel_values, pixel_mask, **options)
+    else:
+        rows = present.flatten().nonzero().squeeze(1)
+        if len(rows) == 0:
+            width = feature_size or vision_feature_size(vision, vision_feature)
+            return pixel_values.new_zeros(batch, 1, width), None
+        found = extract_features(
+            vision, pixel_values[rows], None if pixel_mask is None else pixel_mask[rows], **options
+        )
+        features = found.new_zeros(batch * images, *found.shape[1:]).index_copy(0, rows, found)
+    mask = present[..., None].expand(-1, -1, features.shape[1]).flatten(1)  # (B, I * P)
+    return features.unflatten(0, (batch, images)).flatten(1, 2), mask
+
+
+__all__ = [
+    "VISION_PRESETS",
+    "VisionPreset",
+    "build_vision",
+    "encode_images",
+    "extract_features",
+    "vision_feature_size",
+]

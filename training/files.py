@@ -1,0 +1,64 @@
+"""Files that are whole or not there, and steps that are done or not."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+
+
+@contextmanager
+def written_whole(path: str | Path, mode: str = "w"):
+    """Opens a file beside `path` that is renamed to it when the block ends well."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    with open(partial, mode, encoding=None if "b" in mode else "utf-8") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    with written_whole(path) as file:
+        json.dump(content, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+
+
+def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
+    """Records of a JSON Lines file; a line cut off at the end (an interrupted write) is left out."""
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            if not line.endswith("\n"):
+                return
+            yield json.loads(line)
+
+
+def step_is_done(folder: str | Path, identity: dict[str, Any]) -> bool:
+    """Whether the step that writes `folder` was finished with the same settings.
+
+    Raises:
+        ValueError: it was finished, or begun, with others.
+    """
+    manifest = Path(folder) / MANIFEST
+    if not manifest.exists():
+        return False
+    found = json.loads(manifest.read_text(encoding="utf-8"))
+    other = [key for key in sorted({*identity, *found["settings"]}) if identity.get(key) != found["settings"].get(key)]
+    if other:
+        changes = ", ".join(f"{key}: {found['settings'].get(key)!r} → {identity.get(key)!r}" for key in other[:3])
+        raise ValueError(f"{folder} holds a run with other settings ({changes}): choose another output_dir")
+    return found["finished"]
+
+
+def mark_step(folder: str | Path, identity: dict[str, Any], finished: bool, **facts: Any) -> None:
+    """Writes the manifest of a step that begins or is finished."""
+    from mmcot import __version__
+
+    content = {"finished": finished, "settings": identity, "mmcot": __version__, "time": time.time(), **facts}
+    write_json(Path(folder) / MANIFEST, content)

@@ -1,0 +1,127 @@
+"""Samples of one stage: token ids of problems, kept in Arrow, and the collator that adds pictures or features."""
+
+import hashlib
+from typing import Any
+
+import datasets
+import torch
+
+from mmcot.training.features import problem_keys
+
+
+def stage_dataset(
+    problems: datasets.Dataset,
+    processor,
+    stage: str,
+    *,
+    rationales: dict[str, str] | None = None,
+    max_target_length: int | None = None,
+    features=None,
+) -> datasets.Dataset:
+    """Tokenised samples with the columns `id, input_ids, labels, length, images` (and `image_keys` with `features`).
+
+    Computed once and cached by `datasets`; nothing is padded and no picture is opened.
+
+    Args:
+        stage: "rationale" or "answer".
+        rationales: id → rationale for the answer stage; default: lecture and solution, as in training.
+        max_target_length: labels are cut to this many tokens, the closing one kept.
+        features: a `FeatureCache`, whose keys of each problem are looked up.
+
+    Raises:
+        ValueError: a rationale is missing, or a feature.
+    """
+    if rationales is not None:
+        missing = [id_ for id_ in problems["id"] if id_ not in rationales]
+        if missing:
+            raise ValueError(f"{len(missing)} of {len(problems)} problems have no rationale, the first: {missing[0]}")
+
+    def encode(problem: dict[str, Any]) -> dict[str, Any]:
+        rationale = None if rationales is None else rationales[problem["id"]]
+        sample = processor.encode(problem, stage, rationale=rationale, target=True)
+        labels = sample["labels"]
+        if max_target_length is not None and len(labels) > max_target_length:
+            labels = [*labels[: max_target_length - 1], labels[-1]]
+        row = {"input_ids": sample["input_ids"], "labels": labels, "length": len(sample["input_ids"])}
+        if features is not None:
+            row["image_keys"] = problem_keys(problem, features)
+        return row
+
+    settings = (
+        stage,
+        max_target_length,
+        processor.tokenizer.backend_tokenizer.to_str(),
+        processor.rationale_format,
+        processor.answer_format,
+        processor.use_caption,
+        processor.max_source_length,
+        processor.source_truncation,
+        sorted(rationales.items()) if rationales is not None else None,
+        str(features.path) if features is not None else None,
+    )
+    fingerprint = hashlib.sha256(repr((problems._fingerprint, settings)).encode()).hexdigest()[:32]
+    keep = {"id", "images"}
+    return problems.map(
+        encode,
+        remove_columns=[name for name in problems.column_names if name not in keep],
+        new_fingerprint=fingerprint,
+        desc=f"{stage} samples",
+    )
+
+
+class StageCollator:
+    """Pads a batch to its longest row and adds the pictures.
+
+    Args:
+        processor: an `MMCoTProcessor`.
+        features: a `FeatureCache` to read instead of opening pictures.
+        with_images: False for a text-only network.
+        keep_images: hold preprocessed pictures in memory (half precision), for small sets and many epochs.
+
+    Gives input_ids, attention_mask (batch, source), labels (batch, target; -100 where padded), and the image inputs of
+    `MMCoTForConditionalGeneration`.
+    """
+
+    def __init__(self, processor, features=None, with_images: bool = True, keep_images: bool = False):
+        self.processor = processor
+        self.features = features
+        self.with_images = with_images and (features is not None or processor.image_processor is not None)
+        self.kept: dict[str, dict[str, torch.Tensor]] | None = {} if keep_images else None
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        pad = self.processor.tokenizer.pad_token_id
+        batch = {
+            "input_ids": _pad([row["input_ids"] for row in rows], pad),
+            "labels": _pad([row["labels"] for row in rows], -100),
+        }
+        lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+        batch["attention_mask"] = (torch.arange(batch["input_ids"].shape[1]) < lengths[:, None]).long()
+        if self.with_images:
+            batch.update(self.image_inputs(rows))
+        return batch
+
+    def image_inputs(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Features or pixels of the rows' pictures, with their mask."""
+        if self.features is not None:
+            return self.features.collate([row["image_keys"] for row in rows])
+        if self.kept is None:
+            return self.processor.image_inputs([self.processor.load_images(row) for row in rows])
+        for row in rows:
+            if row["id"] not in self.kept:
+                inputs = self.processor.image_inputs([self.processor.load_images(row)])
+                inputs["pixel_values"] = inputs["pixel_values"].half()
+                self.kept[row["id"]] = inputs
+        kept = [self.kept[row["id"]] for row in rows]
+        if len({inputs["pixel_values"].shape for inputs in kept}) > 1:
+            raise ValueError("keep_images works for pictures of one size, one to a problem")
+        batch = {name: torch.cat([inputs[name] for inputs in kept]) for name in kept[0]}
+        batch["pixel_values"] = batch["pixel_values"].float()
+        return batch
+
+
+def _pad(rows: list[list[int]], value: int) -> torch.Tensor:
+    """Right-padded (batch, longest) int64."""
+    padded = torch.full((len(rows), max(map(len, rows))), value, dtype=torch.long)
+    for i, row in enumerate(rows):
+        padded[i, : len(row)] = torch.tensor(row, dtype=torch.long)
+    return padded

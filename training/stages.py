@@ -1,0 +1,244 @@
+"""Training and prediction of one stage. Each step leaves a folder that is complete, or is gone on with."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mmcot.training.files import mark_step, read_jsonl, step_is_done, written_whole
+from mmcot.training.recipe import TRAINING_DEFAULTS, Recipe
+
+
+def training_arguments(recipe: Recipe, folder: Path, has_eval: bool):
+    """`Seq2SeqTrainingArguments` of a stage: our defaults, then the recipe's."""
+    import torch
+    from transformers import Seq2SeqTrainingArguments
+
+    values = {**TRAINING_DEFAULTS, **recipe.training, "output_dir": str(folder)}
+    if "bf16" not in recipe.training and "fp16" not in recipe.training:
+        values["bf16"] = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    if not has_eval:
+        values.update(eval_strategy="no", load_best_model_at_end=False)
+    elif values["eval_strategy"] == "no":
+        values["load_best_model_at_end"] = False
+    values.setdefault("generation_max_length", recipe.max_new_tokens)
+    values.setdefault("generation_num_beams", recipe.num_beams)
+    return Seq2SeqTrainingArguments(**values)
+
+
+def train_stage(
+    recipe: Recipe,
+    stage: str,
+    folder: Path,
+    model,
+    processor,
+    train_dataset,
+    eval_dataset=None,
+    features=None,
+    callbacks=None,
+):
+    """Trains `model`, or loads it where the folder holds the finished training; resumes a cut-off one.
+
+    Returns:
+        the trained `MMCoTForConditionalGeneration`.
+    """
+    from transformers import Seq2SeqTrainer
+    from transformers.trainer_utils import get_last_checkpoint
+
+    from mmcot.training.stage_data import StageCollator
+
+    identity = {"stage": stage, **recipe.identity()}
+    if step_is_done(folder, identity):
+        from mmcot import MMCoTForConditionalGeneration
+
+        return MMCoTForConditionalGeneration.from_pretrained(folder)
+    args = training_arguments(recipe, folder, eval_dataset is not None)
+    if args.should_save:
+        mark_step(folder, identity, finished=False)
+    model.processor = processor
+    trainer = Seq2SeqTrainer(
+        model=model,
+        args=args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=processor,
+        data_collator=StageCollator(
+            processor, features, with_images=model.config.has_fusion, keep_images=recipe.keep_images
+        ),
+        compute_metrics=_metrics_of(stage, processor),
+        callbacks=callbacks,
+    )
+    result = trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.is_dir() else None)
+    trainer.save_model(str(folder))
+    if args.should_save:
+        history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
+        seconds = result.metrics["train_runtime"]
+        mark_step(folder, identity, finished=True, steps=result.global_step, seconds=seconds, history=history)
+    trainer.accelerator.wait_for_everyone()
+    return trainer.accelerator.unwrap_model(trainer.model)
+
+
+def _metrics_of(stage: str, processor):
+    """What evaluation during training measures: ROUGE-L of rationales, accuracy of answers; both on generated text."""
+
+    def decode(ids):
+        import numpy as np
+
+        # gathered batches are padded with -100, which no tokenizer decodes
+        ids = np.where(np.asarray(ids) < 0, processor.tokenizer.pad_token_id, ids)
+        return processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+    def rouge(prediction) -> dict[str, float]:
+        from mmcot.training.scores import rouge_l
+
+        pairs = list(zip(decode(prediction.predictions), decode(prediction.label_ids), strict=True))
+        return {"rougeL": 100 * sum(rouge_l(text, label) for text, label in pairs) / len(pairs)}
+
+    def accuracy(prediction) -> dict[str, float]:
+        from mmcot.processing import parse_answer
+
+        pairs = list(zip(decode(prediction.predictions), decode(prediction.label_ids), strict=True))
+        right = [
+            parse_answer(text, 26) is not None and parse_answer(text, 26) == parse_answer(label, 26)
+            for text, label in pairs
+        ]
+        return {"accuracy": 100 * sum(right) / len(right)}
+
+    return rouge if stage == "rationale" else accuracy
+
+
+def predict_stage(
+    model,
+    processor,
+    samples,
+    stage: str,
+    out: Path,
+    *,
+    num_choices: dict[str, int],
+    batch_size: int = 16,
+    features=None,
+    protocol: str = "generated",
+    answer_mode: str = "score",
+    blank_images: bool = False,
+    bf16: bool = False,
+    **generate_kwargs: Any,
+) -> Path:
+    """Writes one JSON line a sample: `id` and `rationale`, or `id`, `answer` (index), `generated` and `scores`.
+
+    Samples are taken longest first, so that a batch holds rows of like length. Several processes share the work. What
+    was written before an interruption is kept and gone on with; `out` appears when all is there.
+
+    Args:
+        samples: a `stage_dataset`.
+        num_choices: id → number of choices.
+        protocol: "teacher_forced" feeds the decoder the gold target and takes the most probable token at each
+            position, as the original's v1 does.
+        blank_images: without any picture.
+    """
+    import torch
+    from accelerate import PartialState
+    from tqdm import tqdm
+
+    out = Path(out)
+    if out.exists():
+        return out
+    state = PartialState()
+    part = out.with_name(f"{out.name}.rank{state.process_index}of{state.num_processes}")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    done = {record["id"] for record in read_jsonl(part)} if part.exists() else set()
+    _drop_cut_line(part)
+    model = model.to(state.device).eval()
+    predictor = _Predictor(model, processor, stage, features, protocol, answer_mode, blank_images, generate_kwargs)
+    lengths, ids = samples["length"], samples["id"]
+    order = sorted(range(len(samples)), key=lambda i: (-lengths[i], i))[state.process_index :: state.num_processes]
+    todo = [i for i in order if ids[i] not in done]
+    batches = [todo[i : i + batch_size] for i in range(0, len(todo), batch_size)]
+    autocast = torch.autocast(state.device.type, torch.bfloat16, enabled=bf16)
+    with open(part, "a", encoding="utf-8") as file, torch.no_grad(), autocast:
+        for batch in tqdm(batches, desc=f"{stage}s", unit="batch", disable=not state.is_main_process):
+            rows = [samples[i] for i in batch]
+            for record in predictor(rows, [num_choices[row["id"]] for row in rows]):
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.flush()
+    state.wait_for_everyone()
+    if state.is_main_process:
+        parts = sorted(out.parent.glob(f"{out.name}.rank*of{state.num_processes}"))
+        records = {record["id"]: record for path in parts for record in read_jsonl(path)}
+        with written_whole(out) as file:
+            for id_ in ids:
+                file.write(json.dumps(records[id_], ensure_ascii=False) + "\n")
+        for path in out.parent.glob(f"{out.name}.rank*"):
+            path.unlink()
+    state.wait_for_everyone()
+    return out
+
+
+def _drop_cut_line(path: Path) -> None:
+    """Removes a last line that an interruption cut off, so that the next record starts a line of its own."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        with open(path, "r+b") as file:
+            file.truncate(whole)
+
+
+class _Predictor:
+    """Turns a batch of samples into records."""
+
+    def __init__(self, model, processor, stage, features, protocol, answer_mode, blank_images, generate_kwargs):
+        from mmcot.training.stage_data import StageCollator
+
+        self.model, self.processor, self.stage = model, processor, stage
+        self.protocol, self.answer_mode = protocol, answer_mode
+        self.blank_images = blank_images
+        self.generate_kwargs = generate_kwargs
+        self.collator = StageCollator(processor, features, with_images=model.config.has_fusion and not blank_images)
+
+    def __call__(self, rows: list[dict], num_choices: list[int]) -> list[dict[str, Any]]:
+        batch = self.collator(rows)
+        batch = {name: value.to(self.model.device) for name, value in batch.items()}
+        labels = batch.pop("labels")
+        if self.stage == "rationale":
+            texts = self._decode(self._rationale_ids(batch, labels))
+            return [{"id": row["id"], "rationale": text} for row, text in zip(rows, texts, strict=True)]
+        return self._answers(rows, batch, labels, num_choices)
+
+    def _decode(self, ids) -> list[str]:
+        return [text.strip() for text in self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+    def _rationale_ids(self, batch, labels):
+        if self.protocol == "teacher_forced":
+            return self._forced_ids(batch, labels)
+        return self.model.generate(**batch, **self.generate_kwargs)
+
+    def _forced_ids(self, batch, labels):
+        ids = self.model(**batch, labels=labels).logits.argmax(-1)
+        return ids.masked_fill(labels == -100, self.processor.tokenizer.pad_token_id)
+
+    def _answers(self, rows, batch, labels, num_choices: list[int]) -> list[dict[str, Any]]:
+        import torch
+
+        from mmcot.processing import parse_answer
+        from mmcot.scoring_mmcot import answer_in_one_stage
+
+        token_ids = self.processor.answer_token_ids()
+        counts = torch.tensor(num_choices, device=self.model.device)
+        if self.protocol == "teacher_forced":
+            texts, scores = self._decode(self._forced_ids(batch, labels)), None
+        else:
+            one_stage = self.processor.rationale_format is None
+            generate_kwargs = self.generate_kwargs if one_stage else {"max_new_tokens": 16}
+            output = answer_in_one_stage(self.model, **batch, **token_ids, num_choices=counts, **generate_kwargs)
+            texts = self._decode(output.answer_ids)
+            scores = output.option_log_probs
+        records = []
+        for i, (row, text, count) in enumerate(zip(rows, texts, num_choices, strict=True)):
+            record = {"id": row["id"], "answer": parse_answer(text, count), "generated": text}
+            if scores is not None:
+                own = scores[i, :count].softmax(-1)
+                record["scores"] = [round(p, 6) for p in own.tolist()]
+                if self.answer_mode == "score":
+                    record["answer"] = int(own.argmax())
+            records.append(record)
+        return records
