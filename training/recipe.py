@@ -1,11 +1,13 @@
 """Recipes: one YAML file with the keys of `Seq2SeqTrainingArguments` plus the few below.
 
 A recipe may hold the sections `rationale:` and `answer:`, whose keys hold for that stage alone. Any key can be given
-on the command line as `key=value` or `answer.key=value`, the value read as YAML.
+on the command line as `key=value` or `answer.key=value`, the value read as YAML. `extends: NAME` takes another
+recipe's keys where the file itself has none.
 """
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,7 @@ class Recipe:
     Args:
         output_dir: folder of the run.
         data: source of problems, as `load_problems` takes it.
+        data_license: licence of own data, and so of the weights, for the model card; known for ScienceQA.
         train_split, eval_split, test_split: names of the splits; evaluation and test may be null.
         max_train_samples, max_eval_samples, max_test_samples: take only the first so many.
         image_rule: "all" pictures of a problem, or the "original" project's choice.
@@ -78,6 +81,7 @@ class Recipe:
 
     output_dir: str = "runs/mmcot"
     data: str = "embedded"
+    data_license: str | None = None
     train_split: str = "train"
     eval_split: str | None = "val"
     test_split: str | None = "test"
@@ -180,18 +184,7 @@ def load_recipe(path: str | Path, overrides: list[str] = ()) -> Recipe:
     Raises:
         FileNotFoundError, ValueError: naming the file and the key.
     """
-    file = Path(path)
-    if not file.exists() and (RECIPES / f"{path}.yaml").exists():
-        file = RECIPES / f"{path}.yaml"
-    if not file.is_file():
-        names = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
-        raise FileNotFoundError(f"there is no recipe {path}: give a YAML file, or one of {names}")
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{file} holds no keys: a recipe is a YAML mapping")
+    file, values = _read(path)
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
@@ -209,11 +202,39 @@ def load_recipe(path: str | Path, overrides: list[str] = ()) -> Recipe:
         raise ValueError(f"{file}: {error}") from None
 
 
+def _read(path: str | Path) -> tuple[Path, dict[str, Any]]:
+    """The keys of a file, on top of those of the recipe that it extends."""
+    file = Path(path)
+    if not file.exists() and (RECIPES / f"{path}.yaml").exists():
+        file = RECIPES / f"{path}.yaml"
+    if not file.is_file():
+        names = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
+        raise FileNotFoundError(f"there is no recipe {path}: give a YAML file, or one of {names}")
+    try:
+        values = _numbers(yaml.safe_load(file.read_text(encoding="utf-8")) or {})
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{file} holds no keys: a recipe is a YAML mapping")
+    base = values.pop("extends", None)
+    if base is not None:
+        beside = file.parent / f"{base}.yaml"
+        _, below = _read(beside if beside.exists() else base)
+        for stage in STAGES:
+            if stage in values and stage in below:
+                values[stage] = {**below[stage], **values[stage]}
+        values = {**below, **values}
+    return file, values
+
+
 def _yaml_value(text: str):
-    value = yaml.safe_load(text)
-    if isinstance(value, str):  # YAML 1.1 wants a dot in 5e-5, people don't write it
-        try:
-            return float(value)
-        except ValueError:
-            return value
+    return _numbers(yaml.safe_load(text))
+
+
+def _numbers(value):
+    """YAML 1.1 reads 5e-5 as text because it has no dot; people leave it out."""
+    if isinstance(value, dict):
+        return {key: _numbers(item) for key, item in value.items()}
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
+        return float(value)
     return value

@@ -1,0 +1,224 @@
+"""Train a recipe: the rationale stage, the answer stage, or both one after the other.
+
+  mmcot train embedded output_dir=runs/embedded
+  accelerate launch -m mmcot.training.train scienceqa-base data=data/scienceqa output_dir=runs/base
+  mmcot train my-recipe.yaml learning_rate=1e-4 answer.num_train_epochs=10
+
+RECIPE is a YAML file, or the name of one that comes with the package. Its keys are those of transformers'
+Seq2SeqTrainingArguments and of mmcot.training.recipe.Recipe. The run leaves in output_dir: rationale/ and answer/ (the
+trained stages), their predictions, results.json, and hub/, the repository to use and to publish. Run again, it skips
+what is done and goes on with what was cut off.
+"""
+
+import sys
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from mmcot.training.recipe import Recipe, load_recipe
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="YAML file, or the name of a recipe of the package")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="values that go before the recipe's")
+
+
+def run(args) -> int:
+    from accelerate import PartialState
+
+    from mmcot.training.evaluation import format_table
+
+    results = run_recipe(load_recipe(args.recipe, args.overrides))
+    if PartialState().is_main_process and results:
+        print(format_table(results))
+    return 0
+
+
+class Run:
+    """Data, processor and features of a recipe; each step of a run works on it."""
+
+    def __init__(self, recipe: Recipe):
+        from accelerate import PartialState
+
+        from mmcot.training.build import build_processor
+
+        self.recipe = recipe
+        self.folder = Path(recipe.output_dir)
+        self.state = PartialState()
+        with self.state.main_process_first():  # the first fills the cache of `datasets`, the others read it
+            self.problems = {
+                split: self._load(name, limit)
+                for split, name, limit in (
+                    ("train", recipe.train_split, recipe.max_train_samples),
+                    ("val", recipe.eval_split, recipe.max_eval_samples),
+                    ("test", recipe.test_split, recipe.max_test_samples),
+                )
+                if name is not None
+            }
+            self.processor = build_processor(recipe, self._texts())
+        self.features = self._open_features()
+
+    def _load(self, split: str, limit: int | None):
+        from mmcot.training.sources import load_problems
+
+        problems = load_problems(self.recipe.data, split, image_rule=self.recipe.image_rule)
+        return problems if limit is None else problems.select(range(min(limit, len(problems))))
+
+    def _open_features(self):
+        if self.recipe.features is None:
+            return None
+        from mmcot.training.features import FeatureCache
+
+        return FeatureCache.open(self.recipe.features)
+
+    def _texts(self):
+        """What a tokenizer is trained on: sources and targets of the training problems, in the run's formats."""
+        from mmcot.processing import build_prompt
+
+        formats = [name for name in (self.recipe.rationale_format, self.recipe.answer_format) if name]
+        return chain.from_iterable(
+            build_prompt(problem, name, use_caption=self.recipe.use_caption)
+            for problem in self.problems["train"]
+            for name in formats
+        )
+
+    def samples(self, split: str, stage: str, rationales: dict[str, str] | None = None):
+        """The tokenised samples of a split; of both stages for the training of shared weights."""
+        from mmcot.training.stage_data import stage_dataset
+
+        with self.state.main_process_first():
+            return stage_dataset(
+                self.problems[split],
+                self.processor,
+                stage,
+                rationales=rationales,
+                max_target_length=self.recipe.for_stage(stage).max_target_length,
+                features=self.features,
+            )
+
+    def training_samples(self, stage: str):
+        samples = self.samples("train", stage)
+        if not self.recipe.share_stages:
+            return samples
+        from datasets import concatenate_datasets
+
+        return concatenate_datasets([samples, self.samples("train", "answer")])
+
+    def stage_model(self, stage: str, train: bool = True):
+        """The trained network of a stage: trained now, or loaded if that was done before."""
+        from transformers import set_seed
+
+        from mmcot.training.build import build_stage_model
+        from mmcot.training.stages import train_stage
+
+        recipe = self.recipe.for_stage(stage)
+        set_seed(recipe.training.get("seed", 42))
+        width = None if self.features is None else self.features.width
+        model = build_stage_model(recipe, stage, len(self.processor.tokenizer), width)
+        if not train:
+            return model
+        return train_stage(
+            recipe,
+            stage,
+            self.folder / stage,
+            model,
+            self.processor,
+            self.training_samples(stage),
+            self.samples("val", stage) if "val" in self.problems else None,
+            self.features,
+        )
+
+    def predict(self, model, stage: str, split: str, rationales=None, out: Path | None = None, **kwargs) -> Path:
+        """Predictions of a split by a trained stage, in `<stage>/predictions_<split>.jsonl`."""
+        from mmcot.training.stages import predict_stage, training_arguments
+
+        recipe = self.recipe.for_stage(stage)
+        args = training_arguments(recipe, self.folder / stage, has_eval=False)
+        problems = self.problems[split]
+        counts = dict(zip(problems["id"], map(len, problems["choices"]), strict=True))
+        return predict_stage(
+            model,
+            self.processor,
+            self.samples(split, stage, rationales),
+            stage,
+            out or self.folder / stage / f"predictions_{split}.jsonl",
+            num_choices=counts,
+            batch_size=args.per_device_eval_batch_size,
+            features=self.features,
+            protocol=recipe.protocol,
+            answer_mode=recipe.answer_mode,
+            bf16=args.bf16,
+            max_new_tokens=recipe.max_new_tokens,
+            num_beams=recipe.num_beams,
+            **kwargs,
+        )
+
+
+def run_recipe(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """Runs a recipe; see the module's text for what it leaves.
+
+    Returns:
+        split → scores of the split, as `evaluate_predictions` gives them; empty where no answers were made.
+    """
+    from mmcot.training.files import read_jsonl
+    from mmcot.training.repository import write_repository
+
+    one_stage = recipe.one_stage
+    if one_stage and recipe.stages == "rationale":
+        raise ValueError("stages: there is no rationale stage without a rationale_format")
+    run = Run(recipe)
+    splits = [split for split in ("val", "test") if split in run.problems]
+    rationale = answer = None
+    rationales: dict[str, dict[str, str]] = {}
+    if not one_stage and recipe.stages in ("both", "rationale"):
+        rationale = run.stage_model("rationale")
+        for split in splits:
+            run.predict(rationale, "rationale", split)
+    if recipe.stages == "rationale":
+        return {}
+    answer = rationale if recipe.share_stages and rationale is not None else run.stage_model("answer")
+    results = {}
+    for split in splits:
+        if not one_stage:
+            written = run.folder / "rationale" / f"predictions_{split}.jsonl"
+            if not written.exists():
+                raise FileNotFoundError(f"the answer stage needs {written}: train the rationale stage first")
+            rationales[split] = {record["id"]: record["rationale"] for record in read_jsonl(written)}
+        path = run.predict(answer, "answer", split, rationales.get(split))
+        results[split] = score(run, split, path, rationales.get(split))
+    if run.state.is_main_process:
+        write_repository(run, rationale, answer, results)
+    run.state.wait_for_everyone()
+    return results
+
+
+def score(run: Run, split: str, answers: Path, rationales: dict[str, str] | None) -> dict[str, Any]:
+    """Scores of a split's predictions, also written to `results_<split>.json`."""
+    from mmcot.training.evaluation import evaluate_predictions
+    from mmcot.training.files import read_jsonl, write_json
+
+    predictions = {record["id"]: dict(record) for record in read_jsonl(answers)}
+    for id_, rationale in (rationales or {}).items():
+        predictions[id_]["rationale"] = rationale
+    problems = {problem["id"]: problem for problem in run.problems[split].remove_columns(["images"])}
+    result = evaluate_predictions(
+        problems,
+        predictions,
+        protocol=run.recipe.protocol,
+        rationale_format=run.recipe.rationale_format,
+    )
+    result["answers"] = run.recipe.answer_mode
+    if run.state.is_main_process:
+        write_json(run.folder / f"results_{split}.json", result)
+    return result
+
+
+def main() -> int:
+    """`python -m mmcot.training.train`, what `accelerate launch -m` starts."""
+    from mmcot.training.cli import run_command
+
+    return run_command("train", sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
