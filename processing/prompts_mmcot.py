@@ -140,7 +140,7 @@ def source_segments(
             closing = "BECAUSE:" + closing
             continue
         if kind == "A" and fields["answer"] is None:
-            raise ValueError(f"{_name(problem)}: the input format {layout} needs an answer, and there is none")
+            raise ValueError(f"{problem_name(problem)}: the input format {layout} needs an answer, and there is none")
         given = kind == "G" and rationale is not None
         text = _collapse(rationale if given else _SEGMENTS[kind].format(**fields))
         if text:
@@ -173,7 +173,7 @@ def _fields(problem: dict[str, Any], use_caption: bool) -> dict[str, str | None]
     if answer is not None:
         if not 0 <= int(answer) < len(choices):
             raise ValueError(
-                f"{_name(problem)}: answer {answer} is not the index of one of its {len(choices)} choices"
+                f"{problem_name(problem)}: answer {answer} is not the index of one of its {len(choices)} choices"
             )
         answer = f"({option_letter(int(answer))})"
     return {
@@ -195,6 +195,6 @@ def _collapse(text: str) -> str:
     return " ".join(text.split())
 
 
-def _name(problem: dict[str, Any]) -> str:
+def problem_name(problem: dict[str, Any]) -> str:
     """How messages call a problem: by its id, where it has one."""
     return "problem" if problem.get("id") is None else f"problem {problem['id']}"

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+
 from mmcot.processing import PROMPT_FORMATS, build_prompt, option_letter, parse_answer
 
 PROBLEM = {
