@@ -191,8 +191,8 @@ def _check_same_ids(problems: Mapping[str, Any], predictions: Mapping[str, Any],
     unanswered = [id_ for id_ in problems if id_ not in predictions]
     unknown = [id_ for id_ in predictions if id_ not in problems]
     complaints = [
-        f"{len(ids)} {what} ({', '.join(ids[:5])}{', …' if len(ids) > 5 else ''})"
-        for ids, what in ((unanswered, "problems have no prediction"), (unknown, "predictions have no problem"))
+        f"{len(ids)} without a {what} ({', '.join(ids[:5])}{', …' if len(ids) > 5 else ''})"
+        for ids, what in ((unanswered, "prediction"), (unknown, "problem"))
         if ids
     ]
     if complaints:
