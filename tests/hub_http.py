@@ -56,6 +56,14 @@ def handler_of(hub, origin: str) -> type[BaseHTTPRequestHandler]:
         def log_message(self, *args):
             pass
 
+        def setup(self):
+            super().setup()
+            hub.connections.add(self.connection)
+
+        def finish(self):
+            hub.connections.discard(self.connection)
+            super().finish()
+
         def serve(self):
             headers = {name.lower(): value for name, value in self.headers.items()}
             method = "GET" if self.command == "HEAD" else self.command

@@ -9,11 +9,13 @@ Files lie in a folder by their SHA-256; commits, branches and tags are kept in m
 """
 
 import base64
+import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
+import socket
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -99,6 +101,7 @@ class HubServer:
         self.repos: dict[tuple[str, str], Repo] = {}
         self.requests: list[Request] = []
         self.cut_next_download: int | None = None
+        self.connections: set[socket.socket] = set()
         self.lock = threading.RLock()
         self._servers = [ThreadingHTTPServer(("127.0.0.1", 0), handler_of(self, origin)) for origin in ("hub", "cdn")]
         self.url, self.cdn_url = (f"http://127.0.0.1:{server.server_address[1]}" for server in self._servers)
@@ -110,6 +113,9 @@ class HubServer:
         for server in self._servers:
             server.shutdown()
             server.server_close()
+        for connection in list(self.connections):  # else clients that keep one open go on being served
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     @property
     def environment(self) -> dict[str, str]:

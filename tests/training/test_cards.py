@@ -1,0 +1,110 @@
+"""Cards say what was measured, under which protocol, and nothing else."""
+
+import re
+
+import pytest
+from huggingface_hub import ModelCard
+
+from mmcot.training.cards import NOT_MEASURED, REPOSITORY, REVISION, config_facts, model_card
+
+RESULTS = {
+    "accuracy": {"NAT": 71.234567, "IMG": 68.0, "Avg": 73.4567},
+    "n": {"NAT": 1357, "IMG": 2468, "Avg": 3579},
+    "ci95": {"NAT": [66.111, 75.222], "Avg": [69.333, 77.444]},
+    "rationale": {"rougeL": 91.919, "rougeL_original": 89.898, "bleu1": 87.878, "bleu4": 79.797},
+    "protocol": "generated",
+    "unparsable": 47,
+}
+TWO_STAGE = {"model_type": "mmcot_two_stage", "dataset": "scienceqa", "name": "tiny", "vision": "vit"}
+ONE_STAGE = {"model_type": "mmcot", "dataset": "embedded", "name": "tiny"}
+
+
+def load(text, tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text(text, encoding="utf-8")
+    return ModelCard.load(path)
+
+
+def numbers(text):
+    return re.findall(r"\d+(?:\.\d+)?", text.replace(",", ""))
+
+
+@pytest.mark.parametrize("facts", [TWO_STAGE, ONE_STAGE], ids=["two stages", "one stage"])
+def test_every_figure_comes_from_the_results_or_the_facts(facts):
+    facts = {**facts, "num_parameters": 223456789, "hyperparameters": {"learning_rate": 0.000123, "epochs": 19}}
+    card = model_card(RESULTS, facts)
+    allowed = {f"{score:.2f}" for part in ("accuracy", "rationale") for score in RESULTS[part].values()}
+    allowed |= {f"{bound:.2f}" for bounds in RESULTS["ci95"].values() for bound in bounds}
+    allowed |= {str(round(float(figure), 2)) for figure in allowed}  # as YAML writes it
+    allowed |= {str(n) for n in RESULTS["n"].values()} | {"47", "95", "1", "4", "223456789", "0.000123", "19"}
+    # what stands in a card that knows no figures at all: names, licence, citation, code
+    allowed |= set(numbers(model_card(None, {**facts, "num_parameters": None, "hyperparameters": None})))
+    assert set(numbers(card)) <= allowed
+    for expected in ("71.23", "66.11 – 75.22", "3579", "91.92", "79.80", "223,456,789", "0.000123", "47"):
+        assert expected in card
+    assert f"| {NOT_MEASURED} |" in card  # IMG's interval isn't in the results
+
+
+def test_nothing_measured_is_said_and_no_result_claimed(tmp_path):
+    card = load(model_card(None, TWO_STAGE), tmp_path)
+    assert NOT_MEASURED in card.text and "not recorded" in card.text
+    assert card.data.eval_results is None and "model-index" not in card.data.to_dict()
+
+
+def test_metadata(tmp_path):
+    data = load(model_card(RESULTS, {**TWO_STAGE, "base_model": "declare-lab/flan-alpaca-base"}), tmp_path).data
+    assert (data.license, data.library_name, data.language) == ("cc-by-nc-sa-4.0", "transformers", "en")
+    assert data.datasets == ["derek-thomas/ScienceQA"] and data.pipeline_tag == "image-text-to-text"
+    assert data.base_model == "declare-lab/flan-alpaca-base" and "multimodal-cot" in data.tags
+    average = next(result for result in data.eval_results if "Avg" in result.metric_name)
+    assert (average.metric_value, average.dataset_type, average.dataset_split) == (73.46, data.datasets[0], "test")
+    assert average.metric_args == {"protocol": "generated", "n": 3579, "ci95": [69.33, 77.44]}
+    assert {result.metric_type for result in data.eval_results} == {"accuracy", "rouge"}
+    data = load(model_card(RESULTS, ONE_STAGE), tmp_path).data
+    assert data.license == "apache-2.0" and data.datasets is None and data.pipeline_tag == "question-answering"
+
+
+def test_protocol_is_named_and_demanded():
+    forced = model_card({**RESULTS, "protocol": "teacher_forced"}, TWO_STAGE)
+    assert "`teacher_forced`: the decoder was fed the gold rationale" in forced and "`generated`" not in forced
+    with pytest.raises(ValueError, match="protocol"):
+        model_card({**RESULTS, "protocol": None}, TWO_STAGE)
+
+
+def test_data_and_its_licence_are_demanded():
+    with pytest.raises(ValueError, match="dataset"):
+        model_card(None, {"model_type": "mmcot"})
+    with pytest.raises(ValueError, match="model_type"):
+        model_card(None, {"model_type": "t5", "dataset": "embedded"})
+    other = {"name": "Quiz", "license": "mit", "id": None}
+    assert "Weights: mit" in model_card(None, {**ONE_STAGE, "dataset": other})
+
+
+def test_usage_is_pinned_and_runs_as_python():
+    card = model_card(None, {**TWO_STAGE, "repo_id": "me/model", "revision": "0123abc"})
+    assert 'revision="0123abc", trust_remote_code=True' in card and REPOSITORY not in card and REVISION not in card
+    unpinned = model_card(None, ONE_STAGE)
+    assert REPOSITORY in unpinned and REVISION in unpinned
+    for stage in (None, "rationale", "answer"):
+        for text in (card, model_card(None, {**ONE_STAGE, "stage": stage})):
+            blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+            compile("\n".join(blocks), "card", "exec")
+            assert blocks and text.count("_pretrained(") + text.count("= pipeline(") == text.count("revision=")
+    assert 'pipeline("multimodal-cot"' not in model_card(None, {**ONE_STAGE, "stage": "rationale"})
+
+
+def test_folder_that_training_started_from_is_not_given_away(tmp_path):
+    card = model_card(None, {**TWO_STAGE, "base_model": str(tmp_path / "t5-folder")})
+    assert "| Started from | t5-folder |" in card and str(tmp_path) not in card
+
+
+def test_configuration_tells_its_facts():
+    stage = {"model_type": "mmcot", "prompt_format": "QCM-E", "stage": "rationale", "image_feature_size": 12}
+    answer = {**stage, "prompt_format": "QCMG-A", "stage": "answer"}
+    two = {"model_type": "mmcot_two_stage", "rationale_config": stage, "answer_config": answer, "share_stages": False}
+    timm = {"model_type": "timm_wrapper", "architecture": "vit_tiny"}
+    facts = config_facts({**two, "vision_config": timm})
+    assert facts["prompt_formats"] == {"rationale": "QCM-E", "answer": "QCMG-A"} and facts["vision"] == "vit_tiny"
+    assert "width 12" in config_facts(stage)["vision"] and config_facts(stage)["stage"] == "rationale"
+    assert config_facts({"model_type": "mmcot"})["vision"] is None
+    assert "| Prompt format, answer stage | QCMG-A |" in model_card(None, {**facts, "dataset": "scienceqa"})

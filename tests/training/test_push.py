@@ -1,0 +1,226 @@
+"""Only complete repositories leave the house, without what doesn't belong to them, and load by name from the Hub."""
+
+import argparse
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from huggingface_hub import HfApi, ModelCard
+from safetensors.numpy import save_file
+
+from mmcot.training import push as push_module
+from mmcot.training.cards import model_card
+from mmcot.training.push import check_repository, push
+
+CONFIG = {
+    "model_type": "mmcot",
+    "auto_map": {"AutoConfig": "configuration_mmcot.MMCoTConfig", "AutoModel": "modeling_mmcot.MMCoT"},
+    "custom_pipelines": {"multimodal-cot": {"impl": "pipeline_mmcot.MMCoTPipeline", "pt": ["AutoModel"]}},
+}
+CODE = {
+    "configuration_mmcot.py": (
+        "from transformers import PreTrainedConfig\n\n\n"
+        "class MMCoTConfig(PreTrainedConfig):\n    model_type = 'mmcot-push-test'\n    width: int = 3\n"
+    ),
+    "modeling_mmcot.py": (
+        "import torch\nfrom transformers import PreTrainedModel\n\nfrom .configuration_mmcot import MMCoTConfig\n"
+        "from .layers_mmcot import layer\n\n\nclass MMCoT(PreTrainedModel):\n    config_class = MMCoTConfig\n\n"
+        "    def __init__(self, config):\n        super().__init__(config)\n"
+        "        self.linear = layer(config.width)\n        self.post_init()\n"
+    ),
+    "layers_mmcot.py": "import torch\n\n\ndef layer(width):\n    return torch.nn.Linear(width, width, bias=False)\n",
+    "pipeline_mmcot.py": "from transformers import Pipeline\n\n\nclass MMCoTPipeline(Pipeline):\n    pass\n",
+    "processing_mmcot.py": "class MMCoTProcessor:\n    pass\n",
+}
+PROCESSOR = {"auto_map": {"AutoProcessor": "processing_mmcot.MMCoTProcessor"}}
+RESULTS = {"accuracy": {"Avg": 50.0}, "n": {"Avg": 8}, "ci95": {"Avg": [21.5, 78.5]}, "protocol": "generated"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A complete repository of a tiny model, and things beside it that training leaves."""
+    root = tmp_path / "repository"
+    (root / "checkpoint-10").mkdir(parents=True)
+    texts = {**CODE, "config.json": json.dumps(CONFIG), "processor_config.json": json.dumps(PROCESSOR)}
+    texts |= {"tokenizer.json": "{}", "tokenizer_config.json": "{}", "generation_config.json": "{}"}
+    facts = {"model_type": "mmcot_two_stage", "dataset": "embedded", "name": "tiny"}
+    texts["README.md"] = model_card(RESULTS, facts) + "\n![seen](report.png)\n"
+    for name, text in texts.items():
+        (root / name).write_text(text, encoding="utf-8")
+    (root / "report.png").write_bytes(b"\x89PNG\0")
+    save_file(
+        {"linear.weight": np.eye(3, dtype=np.float32) * 7}, root / "model.safetensors", metadata={"format": "pt"}
+    )
+    for name in ("optimizer.pt", "trainer_state.json", "training_args.bin", "notes.py", "checkpoint-10/scheduler.pt"):
+        (root / name).write_bytes(b"not for the Hub")
+    return root
+
+
+def test_what_belongs_to_the_repository_is_uploaded_and_nothing_else(hub, folder):
+    url = push(folder, "tester/tiny")
+    commit = url.rsplit("/", 1)[1]
+    assert url == f"{hub.url}/tester/tiny/tree/{commit}" and commit == HfApi().model_info("tester/tiny").sha
+    files = hub.files("tester/tiny")
+    assert set(files) == {
+        ".gitattributes",
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "processor_config.json",
+        "report.png",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        *CODE,
+    }
+    for name in set(files) - {"README.md", ".gitattributes"}:
+        assert files[name] == (folder / name).read_bytes()
+
+
+def test_card_names_the_repository_and_a_commit_that_has_the_files(hub, folder):
+    push(folder, "tester/tiny")
+    text = hub.files("tester/tiny")["README.md"].decode()
+    assert "<repository>" not in text and "<revision>" not in text and '"tester/tiny"' in text
+    pinned = text.split('revision="')[1].split('"')[0]
+    assert set(hub.files("tester/tiny", revision=pinned)) >= {"config.json", "model.safetensors", *CODE}
+    card = ModelCard.load("tester/tiny")
+    assert card.data.license == "apache-2.0" and card.data.eval_results[0].metric_value == 50.0
+    assert "<revision>" in (folder / "README.md").read_text()  # the folder stays as it was
+
+
+def test_pushing_again_sends_what_is_new(hub, folder):
+    push(folder, "tester/tiny")
+    before = len(hub.requests)
+    (folder / "generation_config.json").write_text('{"max_length": 5}')
+    push(folder, "tester/tiny", commit_message="longer")
+    assert hub.files("tester/tiny")["generation_config.json"] == b'{"max_length": 5}'
+    assert not [request for request in hub.requests[before:] if request.method == "PUT"]  # the weights are there
+    assert HfApi().list_repo_commits("tester/tiny")[0].title == "longer"
+
+
+def test_private_and_branch(hub, folder):
+    url = push(folder, "tester/secret", private=True, revision="trial")
+    assert HfApi().model_info("tester/secret").private and not HfApi(token=False).repo_exists("tester/secret")
+    assert set(hub.files("tester/secret")) == {".gitattributes"}
+    assert "model.safetensors" in hub.files("tester/secret", revision="trial")
+    assert HfApi().model_info("tester/secret", revision="trial").sha == url.rsplit("/", 1)[1]
+
+
+def test_loads_by_name_and_commit_in_a_fresh_process(hub, folder):
+    revision = push(folder, "tester/tiny").rsplit("/", 1)[1]
+    code = (
+        "import sys; from transformers import AutoModel\n"
+        f"model = AutoModel.from_pretrained('tester/tiny', revision='{revision}', trust_remote_code=True)\n"
+        "assert model.linear.weight.trace() == 21 and 'mmcot' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=hub.env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def without(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def with_config(**changes):
+    def change(folder):
+        (folder / "config.json").write_text(json.dumps({**CONFIG, **changes}))
+
+    return change
+
+
+def with_text(name, old, new):
+    def change(folder):
+        path = folder / name
+        assert old in path.read_text(encoding="utf-8")
+        path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+
+    return change
+
+
+def cut_weights(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+def with_pickle(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def with_shards(*shards, tensors=("linear.weight",)):
+    def change(folder):
+        (folder / "model.safetensors").unlink()
+        save_file({"linear.weight": np.zeros((3, 3), np.float32)}, folder / "model-00001-of-00002.safetensors")
+        index = {"weight_map": {**dict.fromkeys(tensors, "model-00001-of-00002.safetensors"), **dict(shards)}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without("config.json"), "config.json is missing"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json is not valid JSON"),
+        (with_config(auto_map=None), "config.json has no auto_map"),
+        (with_config(custom_pipelines={}), "config.json has no custom_pipelines"),
+        (with_config(auto_map={"AutoModel": "other/repo--modeling_mmcot.MMCoT"}), "another repository"),
+        (without("pipeline_mmcot.py"), "pipeline_mmcot.py, named in config.json"),
+        (without("layers_mmcot.py"), "layers_mmcot.py, named in modeling_mmcot.py"),
+        (without("processing_mmcot.py"), "processing_mmcot.py, named in processor_config.json"),
+        (with_text("layers_mmcot.py", "def layer(", "def layer"), "layers_mmcot.py, line 4"),
+        (without("model.safetensors"), "model.safetensors is missing"),
+        (with_pickle, "pytorch_model.bin is a pickle"),
+        (cut_weights, "model.safetensors is damaged"),
+        (with_shards(("x", "model-00002-of-00002.safetensors")), "model-00002-of-00002.safetensors .* is missing"),
+        (with_shards(tensors=("linear.weight", "lost")), "lacks 1 tensors .* lost"),
+        (without("processor_config.json"), "processor_config.json .* is missing"),
+        (without("tokenizer.json"), "tokenizer.json .* is missing"),
+        (without("README.md"), "README.md, the model card, is missing"),
+        (with_text("README.md", "license: apache-2.0\n", ""), "names no license"),
+        (with_text("README.md", "model-index:", "model-index: ["), "no valid metadata"),
+        (without("report.png"), "report.png, which is missing"),
+        (lambda folder: (folder / "README.md").write_text("---\nlicense: mit\n---\n# Tiny\n"), "gives no results"),
+    ],
+)
+def test_incomplete_folder_is_refused_before_anything_is_sent(hub, folder, change, message):
+    change(folder)
+    with pytest.raises(ValueError, match=message) as caught:
+        push(folder, "tester/tiny")
+    assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
+    assert hub.requests == []
+
+
+def test_shards_are_all_sent(folder):
+    with_shards()(folder)
+    files = check_repository(folder)
+    assert {"model-00001-of-00002.safetensors", "model.safetensors.index.json"} <= set(files)
+    assert "model.safetensors" not in files
+
+
+def test_refusals_of_the_hub_are_one_clear_line(hub, folder):
+    for repo_id, token, message in (
+        ("tester/tiny", "hf_wrong", "hf auth login"),
+        ("someone-else/tiny", None, "no right to write"),
+        ("not a name", None, "Repo id"),
+    ):
+        with pytest.raises(ValueError, match=message) as caught:
+            push(folder, repo_id, token=token)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        push(folder / "nowhere", "tester/tiny")
+    hub.close()
+    with pytest.raises(ValueError, match=f"tester/tiny: not uploaded to {hub.url}"):
+        push(folder, "tester/tiny")
+
+
+def test_command(hub, folder, capsys):
+    parser = argparse.ArgumentParser()
+    push_module.add_arguments(parser)
+    assert push_module.run(parser.parse_args([str(folder), "tester/tiny", "--private", "--revision", "main"])) == 0
+    shown = capsys.readouterr().out
+    commit = HfApi().model_info("tester/tiny").sha
+    assert shown.startswith(f"{hub.url}/tester/tiny/tree/{commit}\n") and HfApi().model_info("tester/tiny").private
+    assert f'model="tester/tiny",\n                  revision="{commit}", trust_remote_code=True' in shown
+    compile(shown.split("commit:\n")[1], "usage", "exec")
