@@ -84,6 +84,7 @@ def answer_in_one_stage(
     attention_mask: Tensor,
     option_prefix_ids: list[int],
     option_letter_ids: list[int],
+    answer_suffix_ids: list[int] | None = None,
     num_choices: Tensor | None = None,
     output_image_attention: bool = False,
     **kwargs,
@@ -94,6 +95,8 @@ def answer_in_one_stage(
     …-A*), the choices are scored too.
 
     Args:
+        option_prefix_ids, option_letter_ids, answer_suffix_ids: `MMCoTProcessor.answer_token_ids`; the last is of no
+            use in one stage.
         kwargs: image inputs, as in `MMCoTForConditionalGeneration.forward`, and generation options.
     """
     names = ("image_features", "pixel_values", "pixel_mask", "image_attention_mask")

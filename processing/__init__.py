@@ -4,13 +4,17 @@ Prompts are plain Python; the processor and the image functions, which need torc
 first use.
 """
 
+import functools
 import importlib
 
 from .prompts_mmcot import PROMPT_FORMATS, build_prompt, option_letter, parse_answer
 
 _LAZY = {
+    "MMCoTImageProcessor": "images_mmcot",
     "MMCoTProcessor": "processing_mmcot",
     "image_processor_for": "images_mmcot",
+    "image_references": "images_mmcot",
+    "load_image": "images_mmcot",
     "load_images": "images_mmcot",
 }
 
@@ -20,7 +24,22 @@ __all__ = [*_LAZY, "PROMPT_FORMATS", "build_prompt", "option_letter", "parse_ans
 def __getattr__(name: str):
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    _register_image_processor()
     return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+
+
+@functools.cache
+def _register_image_processor() -> None:
+    """Let AutoImageProcessor find our class in a saved folder without trust_remote_code where the package is installed.
+
+    Not done by the module itself, whose copies on the Hub would then replace one another.
+    """
+    from transformers import AutoImageProcessor
+
+    from .images_mmcot import MMCoTImageProcessor
+
+    classes = {"torchvision": MMCoTImageProcessor, "pil": MMCoTImageProcessor}
+    AutoImageProcessor.register(MMCoTImageProcessor.__name__, image_processor_classes=classes)
 
 
 def __dir__() -> list[str]:

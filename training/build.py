@@ -56,7 +56,7 @@ def _image_processor(recipe: Recipe):
         return AutoImageProcessor.from_pretrained(recipe.vision)
     name = recipe.vision if isinstance(recipe.vision, str) else None
     size = None if name else recipe.image_size or recipe.vision.get("image_size", 224)
-    return image_processor_for(name, size=size)
+    return image_processor_for(name or size)
 
 
 def build_stage_model(recipe: Recipe, stage: str, vocab_size: int, feature_size: int | None = None):

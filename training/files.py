@@ -39,6 +39,17 @@ def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
+def drop_cut_line(path: Path) -> None:
+    """Removes a last line that an interruption cut off, so that the next record starts a line of its own."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        with open(path, "r+b") as file:
+            file.truncate(whole)
+
+
 def step_is_done(folder: str | Path, identity: dict[str, Any]) -> bool:
     """Whether the step that writes `folder` was finished with the same settings.
 

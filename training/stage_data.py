@@ -6,8 +6,6 @@ from typing import Any
 import datasets
 import torch
 
-from mmcot.training.features import problem_keys
-
 
 def stage_dataset(
     problems: datasets.Dataset,
@@ -86,7 +84,7 @@ class StageCollator:
         self.processor = processor
         self.features = features
         self.with_images = with_images and (features is not None or processor.image_processor is not None)
-        self.kept: dict[str, dict[str, torch.Tensor]] | None = {} if keep_images else None
+        self.kept: dict[str, torch.Tensor] | None = {} if keep_images else None
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         pad = self.processor.tokenizer.pad_token_id
@@ -105,18 +103,26 @@ class StageCollator:
         if self.features is not None:
             return self.features.collate([row["image_keys"] for row in rows])
         if self.kept is None:
-            return self.processor.image_inputs([self.processor.load_images(row) for row in rows])
+            return self.processor.encode_images([self.processor.load_images(row) for row in rows])
+        return self._kept_pixels(rows)
+
+    def _kept_pixels(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """As `processor.encode_images`, from pictures that are preprocessed once and kept in half precision."""
         for row in rows:
             if row["id"] not in self.kept:
-                inputs = self.processor.image_inputs([self.processor.load_images(row)])
-                inputs["pixel_values"] = inputs["pixel_values"].half()
-                self.kept[row["id"]] = inputs
+                encoded = self.processor.encode_images([self.processor.load_images(row)])
+                if "pixel_mask" in encoded:
+                    raise ValueError("keep_images is for pictures that the image processor brings to one size")
+                mask, pixels = encoded["image_attention_mask"][0], encoded["pixel_values"]
+                self.kept[row["id"]] = pixels.view(len(mask), *pixels.shape[-3:])[mask].half()
         kept = [self.kept[row["id"]] for row in rows]
-        if len({inputs["pixel_values"].shape for inputs in kept}) > 1:
-            raise ValueError("keep_images works for pictures of one size, one to a problem")
-        batch = {name: torch.cat([inputs[name] for inputs in kept]) for name in kept[0]}
-        batch["pixel_values"] = batch["pixel_values"].float()
-        return batch
+        present = torch.arange(max(1, *map(len, kept))) < torch.tensor([len(images) for images in kept])[:, None]
+        pixels = torch.zeros(*present.shape, *kept[0].shape[1:])
+        pixels[present] = torch.cat(kept).float()
+        return {
+            "pixel_values": pixels if present.shape[1] > 1 else pixels[:, 0],
+            "image_attention_mask": present,
+        }
 
 
 def _pad(rows: list[list[int]], value: int) -> torch.Tensor:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mmcot.training.files import mark_step, read_jsonl, step_is_done, written_whole
+from mmcot.training.files import drop_cut_line, mark_step, read_jsonl, step_is_done, written_whole
 from mmcot.training.recipe import TRAINING_DEFAULTS, Recipe
 
 
@@ -68,6 +68,8 @@ def train_stage(
         callbacks=callbacks,
     )
     result = trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.is_dir() else None)
+    # evaluation leaves transformers' default of 20 there, which every later call would have to overrule
+    trainer.accelerator.unwrap_model(trainer.model).generation_config.max_length = None
     trainer.save_model(str(folder))
     if args.should_save:
         history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
@@ -145,7 +147,7 @@ def predict_stage(
     part = out.with_name(f"{out.name}.rank{state.process_index}of{state.num_processes}")
     part.parent.mkdir(parents=True, exist_ok=True)
     done = {record["id"] for record in read_jsonl(part)} if part.exists() else set()
-    _drop_cut_line(part)
+    drop_cut_line(part)
     model = model.to(state.device).eval()
     predictor = _Predictor(model, processor, stage, features, protocol, answer_mode, blank_images, generate_kwargs)
     lengths, ids = samples["length"], samples["id"]
@@ -170,17 +172,6 @@ def predict_stage(
             path.unlink()
     state.wait_for_everyone()
     return out
-
-
-def _drop_cut_line(path: Path) -> None:
-    """Removes a last line that an interruption cut off, so that the next record starts a line of its own."""
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        with open(path, "r+b") as file:
-            file.truncate(whole)
 
 
 class _Predictor:

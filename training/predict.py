@@ -1,0 +1,130 @@
+"""Write rationales and answers of a trained model for a set of problems.
+
+  mmcot predict runs/base/hub data/scienceqa --split test --output predictions.jsonl
+  mmcot evaluate --predictions predictions.jsonl --problems data/scienceqa --split test --json scores.json
+
+MODEL is a repository (folder or Hub id). One JSON line a problem: id, answer (index), rationale, scores, generated.
+Cut off, the same command goes on where it stopped.
+"""
+
+import json
+from pathlib import Path
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="two-stage or one-stage repository: folder or Hub id")
+    parser.add_argument(
+        "problems", metavar="SOURCE", help="ScienceQA folder, JSON Lines, parquet, Hub id or embedded:…"
+    )
+    parser.add_argument("--split", default=None, help="split of the source (default: all)")
+    parser.add_argument("--output", required=True, metavar="FILE", help="predictions, JSON Lines")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--mode", choices=("score", "generate"), default="score", help="score the choices, or decode")
+    parser.add_argument("--blank-images", action="store_true", help="what would it say without the pictures?")
+    parser.add_argument("--num-beams", type=int, default=None)
+    parser.add_argument("--max-new-tokens", type=int, default=None, help="limit of a rationale")
+    parser.add_argument("--device", default=None, help="default: the first accelerator, else the CPU")
+    parser.add_argument("--limit", type=int, default=None, metavar="N", help="only the first N problems")
+
+
+def run(args) -> int:
+    from mmcot.training.sources import load_problems
+
+    problems = load_problems(args.problems, args.split)
+    if args.limit is not None:
+        problems = problems.select(range(min(args.limit, len(problems))))
+    options = {"num_beams": args.num_beams, "max_new_tokens": args.max_new_tokens}
+    path = predict(
+        args.model,
+        problems,
+        args.output,
+        batch_size=args.batch_size,
+        mode=args.mode,
+        blank_images=args.blank_images,
+        device=args.device,
+        **{name: value for name, value in options.items() if value is not None},
+    )
+    print(f"{len(problems)} predictions in {path}")
+    return 0
+
+
+def load_pipeline(model, device=None):
+    """The `multimodal-cot` pipeline of a folder, a Hub id, or a model in memory that has its processor."""
+    from mmcot import MMCoTForConditionalGeneration, MMCoTModel, MMCoTPipeline, MMCoTProcessor, MMCoTTwoStageConfig
+
+    processor = None
+    if isinstance(model, (str, Path)):
+        from transformers import PreTrainedConfig
+
+        source = str(model)
+        kind = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
+        if kind not in ("mmcot", "mmcot_two_stage"):
+            raise ValueError(f"{source} is no Multimodal-CoT model, but {kind or 'something without a model_type'}")
+        two_stage = kind == MMCoTTwoStageConfig.model_type
+        model = (MMCoTModel if two_stage else MMCoTForConditionalGeneration).from_pretrained(source)
+        processor = MMCoTProcessor.from_pretrained(source)
+    return MMCoTPipeline(model=model, processor=processor, device=device)
+
+
+def predict(
+    model,
+    problems,
+    output: str | Path,
+    *,
+    batch_size: int = 16,
+    mode: str = "score",
+    blank_images: bool = False,
+    device=None,
+    **generate_kwargs,
+) -> Path:
+    """Writes predictions of `problems` (a Dataset of records) by a two-stage or one-stage model.
+
+    Args:
+        model: folder, Hub id, or model in memory.
+        output: JSON Lines, complete when it exists; `<output>.partial` holds what is done so far.
+        mode: "score" or "generate", as in `MMCoTModel.generate`.
+        blank_images: leave the pictures out.
+    """
+    from tqdm import tqdm
+
+    from mmcot.training.files import drop_cut_line, read_jsonl, written_whole
+
+    output = Path(output)
+    if output.exists():
+        raise FileExistsError(f"{output} is there already: choose another name, or remove it")
+    pipeline = load_pipeline(model, device)
+    partial = output.with_name(f"{output.name}.partial-records")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    drop_cut_line(partial)
+    done = {record["id"]: record for record in read_jsonl(partial)} if partial.exists() else {}
+    # longest first: rows of like length share a batch, and memory runs out at once or never
+    lengths = [
+        len(p["question"]) + len(p["context"] or "") + sum(map(len, p["choices"]))
+        for p in problems.remove_columns(["images"])
+    ]
+    todo = [i for i in sorted(range(len(problems)), key=lambda i: -lengths[i]) if problems[i]["id"] not in done]
+    with open(partial, "a", encoding="utf-8") as file, tqdm(total=len(todo), unit="problem") as progress:
+        for start in range(0, len(todo), batch_size):
+            batch = [dict(problems[i]) for i in todo[start : start + batch_size]]
+            if blank_images:
+                batch = [{**problem, "images": []} for problem in batch]
+            for problem, result in zip(
+                batch, pipeline(batch, batch_size=batch_size, mode=mode, **generate_kwargs), strict=True
+            ):
+                letter = result["answer"]
+                record = {
+                    "id": problem["id"],
+                    "answer": None if letter is None else ord(letter) - ord("A"),
+                    "rationale": result["rationale"],
+                    "scores": result["scores"],
+                    "generated": result["generated"],
+                }
+                done[problem["id"]] = record
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.flush()
+            progress.update(len(batch))
+    with written_whole(output) as file:
+        for id_ in problems["id"]:
+            file.write(json.dumps(done[id_], ensure_ascii=False) + "\n")
+    partial.unlink()
+    return output
