@@ -1,0 +1,349 @@
+"""The processor: ids equal those of the joined text, long sources keep their ends, folders load alone."""
+
+import json
+import random
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from transformers import PreTrainedTokenizerFast
+
+from mmcot.processing import MMCoTProcessor, build_prompt, image_processor_for
+from mmcot.training.tokenizer import train_tokenizer
+
+PROBLEM = {
+    "id": "7",
+    "question": "Which is red?",
+    "choices": ["apple", "sky"],
+    "answer": 0,
+    "hint": "Look at it.",
+    "image": Image.new("RGB", (20, 10), "red"),
+    "lecture": "Things have colours.\nRed is one.",
+    "solution": "Apples are red.",
+}
+PLAIN = {**PROBLEM, "id": "8", "image": None, "choices": ["a", "b", "c"]}
+TWO = {**PROBLEM, "id": "9", "images": [PROBLEM["image"]] * 2}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer([part for name in ("QCM-LE", "QCMG-A") for part in build_prompt(PROBLEM, name)])
+
+
+@pytest.fixture(scope="module")
+def processor(tokenizer):
+    return MMCoTProcessor(image_processor_for(16), tokenizer)
+
+
+@pytest.fixture(scope="module")
+def real(shared_dir):
+    """(processor with T5's vocabulary, real problems)"""
+    names = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(shared_dir / "data/t5_tokenizer.json"), **names)
+    problems = json.loads((shared_dir / "data/scienceqa/problems.json").read_text())
+    return MMCoTProcessor(None, tokenizer), [{**problem, "id": name} for name, problem in problems.items()]
+
+
+# ---- ids and truncation ----
+
+
+def test_ids_equal_those_of_the_joined_text_on_real_problems(real):
+    processor, problems = real
+    closing = processor.answer_token_ids()["answer_suffix_ids"]
+    short = 0
+    for problem in problems:
+        for stage, prompt_format in (("rationale", "QCM-E"), ("answer", "QCMG-A")):
+            source, target = build_prompt(problem, prompt_format)
+            encoded = processor.encode(problem, stage, target=True)
+            whole = processor.tokenizer(source, verbose=False)["input_ids"]
+            assert encoded["labels"] == processor.tokenizer(target)["input_ids"]
+            if len(whole) <= 512:
+                short += 1
+                assert encoded["input_ids"] == whole
+        # whatever its length: prefix + rationale + closing, as a model puts them together
+        rationale = build_prompt(problem, "QCM-LE")[1]
+        prefix = processor(problem)["answer_input_ids"][0].tolist()
+        middle = processor.tokenizer(rationale, add_special_tokens=False)["input_ids"]
+        joined = prefix + middle[: 512 - len(prefix) - len(closing)] + closing
+        assert processor.encode(problem, "answer", rationale)["input_ids"] == joined
+    assert len(problems) == 1174 and short > 2200
+
+
+def test_plain_truncation_is_the_originals(real):
+    processor, problems = real
+    plain = MMCoTProcessor(None, processor.tokenizer, source_truncation="end")
+    cut = 0
+    for problem in problems:
+        source = build_prompt(problem, "QCMG-A")[0]
+        expected = plain.tokenizer(source, truncation=True, max_length=512)["input_ids"]
+        assert plain.encode(problem, "answer")["input_ids"] == expected
+        cut += len(expected) == 512
+    assert cut > 30
+
+
+def test_question_options_and_closing_survive(tokenizer):
+    """Any lengths: what must survive does, the limit holds, and nothing is cut that didn't have to be."""
+    draw = random.Random(0)
+    words = ["red", "sky", "apple", "Look", "colours", "one", "are"]
+
+    def text(most):
+        return " ".join(draw.choices(words, k=draw.randrange(most)))
+
+    cut = refused = 0
+    for number in range(400):
+        problem = {
+            "id": number,
+            "question": "Which " + text(8),
+            "choices": [text(4) for _ in range(draw.randrange(2, 5))],
+            "context": text(40),
+            "lecture": text(30),
+            "solution": text(30),
+        }
+        limit = draw.randrange(24, 128)
+        prompt_format = draw.choice(["QCM-E", "CQM-A", "QCMG-A", "CQMG-A", "QCMLE-A", "QCLEM-A"])
+        processor = MMCoTProcessor(None, tokenizer, None, prompt_format, max_source_length=limit)
+        source = build_prompt(problem, prompt_format)[0]
+        full = tokenizer(source)["input_ids"]
+        question = " ".join(f"Question: {problem['question']}".split())
+        options = " ".join(build_prompt(problem, "QM-A")[0].partition("Options:")[2].split()[:-1])
+        closing = source.split()[-1]
+        try:
+            got = processor.encode(problem)["input_ids"]
+        except ValueError as error:
+            assert f"problem {number}: question and options alone" in str(error)
+            room = limit - (limit // 4 if "G" in prompt_format else 0)
+            assert len(tokenizer(f"{question} Options: {options} {closing}")["input_ids"]) > room
+            refused += 1
+            continue
+        decoded = tokenizer.decode(got)
+        assert len(got) <= limit
+        assert decoded.endswith(f"{closing}</s>")
+        assert question in decoded and f"Options: {options}" in decoded
+        if "G" not in prompt_format and len(full) <= limit:
+            assert got == full
+        cut += got != full
+    assert cut > 100 and refused > 5
+
+
+def test_prefix_does_not_depend_on_the_rationale(tokenizer):
+    problem = {**PLAIN, "context": "Look at it. " * 30}
+    processor = MMCoTProcessor(None, tokenizer, max_source_length=64)
+    prefix = processor(problem)["answer_input_ids"][0].tolist()
+    closing = processor.answer_token_ids()["answer_suffix_ids"]
+    assert len(prefix) == 64 - len(closing) - 16
+    for rationale in ("", "Solution: red", "Solution: " + "Apples are red. " * 30):
+        ids = processor.encode(problem, "answer", rationale)["input_ids"]
+        assert ids[: len(prefix)] == prefix and ids[-len(closing) :] == closing and len(ids) <= 64
+
+
+def test_answer_token_ids(tokenizer, processor):
+    ids = processor.answer_token_ids()
+    for letter, token in zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", ids["option_letter_ids"], strict=True):
+        answer = tokenizer(f"The answer is ({letter}).")["input_ids"]
+        assert answer[: len(ids["option_prefix_ids"]) + 1] == [*ids["option_prefix_ids"], token]
+    assert ids["answer_suffix_ids"] == tokenizer("Answer:")["input_ids"]
+
+
+def test_a_tokenizer_that_joins_letters_cannot_score_options():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = [f"({letter})." for letter in "ABCDEFGHIJKLMNOPQRSTUVWXY"] + ["The", "answer", "is", "[UNK]"]
+    backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    processor = MMCoTProcessor(None, PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]"))
+    assert processor.answer_token_ids()["option_letter_ids"][0] == 0  # "(A)." is one token, and still one each
+    backend.add_tokens(["(Z"])
+    backend.model = models.WordLevel({word: index for index, word in enumerate(words[1:])}, unk_token="[UNK]")
+    with pytest.raises(ValueError, match="can't be scored"):
+        MMCoTProcessor(None, PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")).answer_token_ids()
+
+
+# ---- batches ----
+
+
+def test_batch_of_both_stages(processor):
+    batch = processor([PROBLEM, PLAIN])
+    assert set(batch) == {
+        *("input_ids", "attention_mask", "answer_input_ids", "answer_attention_mask", "num_choices"),
+        *("pixel_values", "image_attention_mask"),
+    }
+    assert batch["num_choices"].tolist() == [2, 3]
+    assert batch["pixel_values"].shape == (2, 3, 16, 16) and batch["pixel_values"][1].abs().sum() == 0
+    assert batch["image_attention_mask"].tolist() == [[True], [False]]
+    decoded = processor.tokenizer.decode(batch["answer_input_ids"][1], skip_special_tokens=True)
+    assert decoded == "Question: Which is red? Context: Look at it. Options: (A) a (B) b (C) c"
+    for name in ("input_ids", "answer_input_ids"):
+        mask = batch[name.replace("input_ids", "attention_mask")]
+        assert torch.equal(batch[name] != processor.tokenizer.pad_token_id, mask.bool())
+
+
+def test_padding_is_on_the_right_whatever_the_tokenizer_says(processor):
+    processor.tokenizer.padding_side = "left"
+    try:
+        mask = processor([PROBLEM, PLAIN], stage="rationale")["attention_mask"]
+    finally:
+        processor.tokenizer.padding_side = "right"
+    assert mask[:, 0].all() and not mask.all()
+
+
+def test_several_images(processor):
+    batch = processor([PROBLEM, TWO, PLAIN], stage="rationale")
+    assert batch["pixel_values"].shape == (3, 2, 3, 16, 16)
+    assert batch["image_attention_mask"].tolist() == [[True, False], [True, True], [False, False]]
+    assert torch.equal(batch["pixel_values"][0, 0], batch["pixel_values"][1, 1])
+    given = processor([PROBLEM, PLAIN], images=[[], [PROBLEM["image"]]], stage="rationale")
+    assert given["image_attention_mask"].tolist() == [[False], [True]]
+
+
+def test_pixel_mask_of_a_missing_image_is_not_empty(tokenizer):
+    processor = MMCoTProcessor(image_processor_for("detr"), tokenizer)
+    batch = processor([PLAIN, TWO])
+    assert batch["pixel_mask"].shape == (2, 2, 224, 448) and batch["pixel_mask"].all()
+    assert processor(PLAIN)["image_attention_mask"].tolist() == [[False]]
+
+
+def test_answer_stage_reads_the_rationale_or_the_gold_one(processor):
+    batch = processor([PROBLEM, PROBLEM], stage="answer", rationales=["Solution: red", None])
+    texts = processor.tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True)
+    assert texts[0].endswith("(B) sky Solution: red Answer:")
+    assert texts[1] == build_prompt(PROBLEM, "QCMG-A")[0]
+    with pytest.raises(ValueError, match="1 rationales for 2 problems"):
+        processor([PROBLEM, PROBLEM], stage="answer", rationales=["one"])
+    with pytest.raises(ValueError, match='stage="answer" only'):
+        processor([PROBLEM], rationales=["lost"])
+
+
+def test_one_stage(tokenizer):
+    processor = MMCoTProcessor(None, tokenizer, rationale_format=None, answer_format="QCM-A", use_caption=True)
+    batch = processor([{**PROBLEM, "caption": "one apple"}, PLAIN])
+    assert set(batch) == {"input_ids", "attention_mask", "num_choices"}
+    text = tokenizer.decode(batch["input_ids"][0], skip_special_tokens=True)
+    assert text == "Question: Which is red? Context: Look at it. one apple Options: (A) apple (B) sky Answer:"
+    with pytest.raises(ValueError, match='stage must be "answer"'):
+        processor(PROBLEM, stage="rationale")
+
+
+def test_call_options(processor):
+    batch = processor(PROBLEM, stage="rationale", padding="max_length", max_length=40, return_tensors="np")
+    assert batch["input_ids"].shape == (1, 40) and not isinstance(batch["pixel_values"], torch.Tensor)
+    nested = {"text_kwargs": {"pad_to_multiple_of": 16}, "images_kwargs": {"do_normalize": False}}
+    batch = processor([PROBLEM, PLAIN], **nested)
+    assert batch["input_ids"].shape[1] % 16 == 0 and batch["answer_input_ids"].shape[1] % 16 == 0
+    assert batch["pixel_values"].min() == 0
+
+
+def test_texts_and_images(processor):
+    image = PROBLEM["image"]
+    batch = processor(text=["one", "two words"], images=[[], [image]], padding=True, return_tensors="pt")
+    assert batch["image_attention_mask"].tolist() == [[False], [True]] and batch["input_ids"].shape[0] == 2
+    assert processor(text="one", images=[image, image])["pixel_values"].shape == (1, 2, 3, 16, 16)
+    assert processor(images=torch.zeros(2, 3, 9, 9))["pixel_values"].shape == (2, 3, 16, 16)
+    assert set(processor(text="one")) == {"input_ids", "attention_mask"}
+    with pytest.raises(ValueError, match="images for 3 texts"):
+        processor(text=["one", "two"], images=[image] * 3)
+
+
+# ---- errors ----
+
+
+def test_bad_problems_are_named(processor, tmp_path):
+    check = processor.check_problem
+    check(PROBLEM)
+    check(PLAIN)
+    for change, message in [
+        ({"question": " "}, "problem 7: the question is empty"),
+        ({"choices": ["one"]}, "problem 7 has 1 choice; there must be 2 to 26"),
+        ({"choices": ["x"] * 27}, "problem 7 has 27 choices"),
+        ({"image": tmp_path / "gone.png"}, "problem 7: cannot read image .*gone.png"),
+    ]:
+        for ask in (check, processor):
+            with pytest.raises(ValueError, match=message):
+                ask({**PROBLEM, **change})
+    with pytest.raises(ValueError, match="problem 7 has no field 'image'"):
+        check({key: value for key, value in PROBLEM.items() if key != "image"})
+    MMCoTProcessor(None, processor.tokenizer).check_problem({"question": "?", "choices": ["a", "b"]})
+
+
+def test_bad_arguments(tokenizer, processor):
+    for arguments, message in [
+        ({"answer_format": "QCM-A"}, "reads the rationale"),
+        ({"rationale_format": "X-E"}, "does not exist"),
+        ({"source_truncation": "middle"}, "keep_ends"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            MMCoTProcessor(None, tokenizer, **arguments)
+    with pytest.raises(ValueError, match="needs a tokenizer"):
+        MMCoTProcessor()
+    with pytest.raises(ValueError, match="non-empty list of dicts"):
+        processor([PROBLEM["image"]])
+    with pytest.raises(ValueError, match="no image processor"):
+        MMCoTProcessor(None, tokenizer)(images=PROBLEM["image"])
+
+
+# ---- outputs ----
+
+
+def test_post_process(processor):
+    rationale = processor.encode(PROBLEM, "rationale", target=True)["labels"]
+    log_probs = torch.log(torch.tensor([[0.3, 0.1, 0.0], [0.2, 0.2, 0.6]]))
+    outputs = {
+        "rationale_ids": torch.tensor([rationale, rationale[:-2] + [-100, -100]]),
+        "option_log_probs": log_probs,
+    }
+    first, second = processor.post_process(outputs, [PROBLEM, PLAIN])
+    assert first["rationale"] == "Apples are red." and first["generated"]["rationale"] == "Solution: Apples are red."
+    assert (first["answer"], first["answer_index"], first["answer_text"]) == ("A", 0, "apple")
+    assert first["scores"] == {"A": pytest.approx(0.75), "B": pytest.approx(0.25)}
+    assert (second["answer"], second["answer_text"]) == ("C", "c")
+
+    answers = [processor.tokenizer(f"The answer is ({letter}).")["input_ids"] for letter in "BC"]
+    results = processor.post_process({"answer_ids": torch.tensor(answers)}, [PROBLEM, PROBLEM])
+    assert [result["answer"] for result in results] == ["B", None]
+    assert results[1]["answer_text"] is None and results[1]["generated"]["answer"] == "The answer is (C)."
+    assert processor.post_process({"answer_ids": torch.tensor(answers)})[1]["answer_index"] == 2
+
+
+def test_rationale_is_readable_with_t5s_vocabulary_too(real):
+    processor, _ = real
+    ids = processor.tokenizer("Solution: One line.\\nAnother {line}.")["input_ids"]
+    result = processor.post_process({"rationale_ids": [ids]})[0]
+    assert result["rationale"].startswith("One line.\nAnother")
+
+
+# ---- saving and loading ----
+
+
+@pytest.mark.parametrize("preset", [16, None])
+def test_saved_folder_loads_where_the_package_is_not_installed(tokenizer, tmp_path, preset):
+    image_processor = None if preset is None else image_processor_for(preset)
+    processor = MMCoTProcessor(image_processor, tokenizer, max_source_length=99, use_caption=True)
+    processor.save_pretrained(tmp_path / "first")
+    again = MMCoTProcessor.from_pretrained(tmp_path / "first")
+    assert again.to_dict() == processor.to_dict()
+    problem = {**PROBLEM, "image": [[255, 0, 0]]}
+    expected = {name: values.tolist() for name, values in processor({**problem, "image": None}).items()}
+    code = """
+import json, os, sys
+sys.modules["mmcot"] = None  # not importable
+folder, problem = sys.argv[1], json.loads(sys.argv[2])
+from transformers import AutoProcessor
+processor = AutoProcessor.from_pretrained(folder + "/first", trust_remote_code=True)
+processor.save_pretrained(folder + "/second")
+del processor
+processor = AutoProcessor.from_pretrained(folder + "/second", trust_remote_code=True)
+assert type(processor).__module__.startswith("transformers_modules"), type(processor)
+assert sorted(os.listdir(folder + "/first")) == sorted(os.listdir(folder + "/second"))
+print(json.dumps({name: values.tolist() for name, values in processor({**problem, "image": None}).items()}))
+"""
+    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "PATH": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path), json.dumps(problem)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == expected
