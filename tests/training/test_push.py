@@ -4,6 +4,7 @@ import argparse
 import json
 import subprocess
 import sys
+import textwrap
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from huggingface_hub import HfApi, ModelCard
 from safetensors.numpy import save_file
 
 from mmcot.training import push as push_module
-from mmcot.training.cards import model_card
+from mmcot.training.cards import config_facts, model_card
 from mmcot.training.push import check_repository, push
 
 CONFIG = {
@@ -20,19 +21,11 @@ CONFIG = {
     "custom_pipelines": {"multimodal-cot": {"impl": "pipeline_mmcot.MMCoTPipeline", "pt": ["AutoModel"]}},
 }
 CODE = {
-    "configuration_mmcot.py": (
-        "from transformers import PreTrainedConfig\n\n\n"
-        "class MMCoTConfig(PreTrainedConfig):\n    model_type = 'mmcot-push-test'\n    width: int = 3\n"
-    ),
-    "modeling_mmcot.py": (
-        "import torch\nfrom transformers import PreTrainedModel\n\nfrom .configuration_mmcot import MMCoTConfig\n"
-        "from .layers_mmcot import layer\n\n\nclass MMCoT(PreTrainedModel):\n    config_class = MMCoTConfig\n\n"
-        "    def __init__(self, config):\n        super().__init__(config)\n"
-        "        self.linear = layer(config.width)\n        self.post_init()\n"
-    ),
-    "layers_mmcot.py": "import torch\n\n\ndef layer(width):\n    return torch.nn.Linear(width, width, bias=False)\n",
-    "pipeline_mmcot.py": "from transformers import Pipeline\n\n\nclass MMCoTPipeline(Pipeline):\n    pass\n",
-    "processing_mmcot.py": "class MMCoTProcessor:\n    pass\n",
+    "configuration_mmcot.py": "from transformers import PreTrainedConfig\n",
+    "modeling_mmcot.py": "from .configuration_mmcot import MMCoTConfig\nfrom .layers_mmcot import layer\n",
+    "layers_mmcot.py": "import torch\n\n\ndef layer(width):\n    return torch.nn.Linear(width, width)\n",
+    "pipeline_mmcot.py": "from transformers import Pipeline\n",
+    "processing_mmcot.py": "from transformers import ProcessorMixin\n",
 }
 PROCESSOR = {"auto_map": {"AutoProcessor": "processing_mmcot.MMCoTProcessor"}}
 RESULTS = {"accuracy": {"Avg": 50.0}, "n": {"Avg": 8}, "ci95": {"Avg": [21.5, 78.5]}, "protocol": "generated"}
@@ -84,7 +77,8 @@ def test_card_names_the_repository_and_a_commit_that_has_the_files(hub, folder):
     text = hub.files("tester/tiny")["README.md"].decode()
     assert "<repository>" not in text and "<revision>" not in text and '"tester/tiny"' in text
     pinned = text.split('revision="')[1].split('"')[0]
-    assert set(hub.files("tester/tiny", revision=pinned)) >= {"config.json", "model.safetensors", *CODE}
+    at_pinned = set(hub.files("tester/tiny", revision=pinned))
+    assert at_pinned >= {"config.json", "model.safetensors", *CODE} and "README.md" not in at_pinned
     card = ModelCard.load("tester/tiny")
     assert card.data.license == "apache-2.0" and card.data.eval_results[0].metric_value == 50.0
     assert "<revision>" in (folder / "README.md").read_text()  # the folder stays as it was
@@ -108,15 +102,46 @@ def test_private_and_branch(hub, folder):
     assert HfApi().model_info("tester/secret", revision="trial").sha == url.rsplit("/", 1)[1]
 
 
-def test_loads_by_name_and_commit_in_a_fresh_process(hub, folder):
-    revision = push(folder, "tester/tiny").rsplit("/", 1)[1]
-    code = (
-        "import sys; from transformers import AutoModel\n"
-        f"model = AutoModel.from_pretrained('tester/tiny', revision='{revision}', trust_remote_code=True)\n"
-        "assert model.linear.weight.trace() == 21 and 'mmcot' not in sys.modules"
-    )
-    done = subprocess.run([sys.executable, "-c", code], env=hub.env, capture_output=True, text=True)
+def test_real_model_answers_from_the_hub_where_this_package_is_not_installed(hub, tiny_tokenizer, tmp_path):
+    from transformers import ViTConfig
+
+    from mmcot import MMCoTConfig, MMCoTForConditionalGeneration, MMCoTModel, MMCoTProcessor
+    from mmcot.processing.images_mmcot import image_processor_for
+
+    sizes = {"vocab_size": len(tiny_tokenizer), "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+    vit = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    stages = [
+        MMCoTForConditionalGeneration(
+            MMCoTConfig(
+                **sizes, vision_config=ViTConfig(**vit, image_size=16, patch_size=8), stage=stage, prompt_format=form
+            )
+        )
+        for stage, form in (("rationale", "QCM-E"), ("answer", "QCMG-A"))
+    ]
+    model = MMCoTModel.from_stages(*stages, MMCoTProcessor(image_processor_for(16), tiny_tokenizer))
+    facts = {**config_facts(model.config.to_dict()), "dataset": "embedded", "name": "tiny"}
+    model.save_pretrained(tmp_path / "model", model_card=model_card(None, facts))
+    revision = push(tmp_path / "model", "tester/tiny").rsplit("/", 1)[1]
+    code = f"""
+        import sys
+        sys.modules["mmcot"] = None  # importing it fails
+        from PIL import Image
+        from transformers import AutoModel, AutoProcessor, pipeline
+
+        pinned = {{"revision": "{revision}", "trust_remote_code": True}}
+        picture = Image.new("RGB", (20, 20), "red")
+        problem = {{"question": "Which colour?", "choices": ["red", "blue"], "image": picture}}
+        answer = pipeline("multimodal-cot", model="tester/tiny", **pinned)(problem, max_new_tokens=5)
+        model = AutoModel.from_pretrained("tester/tiny", **pinned)
+        processor = AutoProcessor.from_pretrained("tester/tiny", **pinned)
+        output = model.generate(**processor([problem], return_tensors="pt"), max_new_tokens=5)
+        assert processor.post_process(output, [problem])[0] == answer, answer
+        assert set(answer["scores"]) == {{"A", "B"}}
+        model.push_to_hub("tester/again")
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], env=hub.env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert set(hub.files("tester/again")) == set(hub.files("tester/tiny"))
 
 
 def without(name):
