@@ -30,8 +30,10 @@ class MMCoTEncoderOutput(BaseModelOutput):
     Attributes:
         last_hidden_state: (batch, text, d_model), after the fusion.
         image_hidden_states: (batch, patches, width), the image features that were fused.
-        image_attentions: (batch, heads, text, patches), if asked for.
-        image_gate: (batch, text, d_model), the share of the image in each value, if asked for.
+        image_attentions: (batch, heads, text, patches), each token's attention over patches.
+        image_gate: (batch, text, d_model), the share of the image in each value.
+
+    The last three are there if `output_image_attention` asks for them.
     """
 
     image_hidden_states: torch.FloatTensor | None = None
@@ -171,7 +173,8 @@ class MMCoTEncoder(MMCoTPreTrainedModel, T5Stack):
             output.last_hidden_state, image_features, image_attention_mask, output_attentions=output_image_attention
         )
         output.last_hidden_state = fused
-        output.image_hidden_states = image_features
+        if output_image_attention:
+            output.image_hidden_states = image_features
         if output.hidden_states is not None:
             output.hidden_states = (*output.hidden_states[:-1], fused)
         return output
@@ -200,18 +203,20 @@ class MMCoTForConditionalGeneration(
         T5PreTrainedModel.__init__(self, config)
         self.model_dim = config.d_model
         self.shared = nn.Embedding(config.vocab_size, config.d_model)
-        encoder_config = copy.deepcopy(config)
-        encoder_config.is_decoder = False
-        encoder_config.use_cache = False
-        self.encoder = MMCoTEncoder(encoder_config)
-        config.image_feature_size = encoder_config.image_feature_size
-        decoder_config = copy.deepcopy(config)
-        decoder_config.is_decoder = True
-        decoder_config.num_layers = config.num_decoder_layers
-        self.decoder = T5Stack(decoder_config)
+        self.encoder = MMCoTEncoder(self._stack_config(is_decoder=False, use_cache=False))
+        config.image_feature_size = self.encoder.config.image_feature_size  # known once the backbone is there
+        self.decoder = T5Stack(self._stack_config(is_decoder=True, num_layers=config.num_decoder_layers))
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.post_init()
         self.train(self.training)  # freezes the backbone
+
+    def _stack_config(self, **changes) -> MMCoTConfig:
+        """A copy for encoder or decoder; the backbone's configuration stays one object."""
+        config = copy.deepcopy(self.config)
+        config.vision_config = self.config.vision_config
+        for name, value in changes.items():
+            setattr(config, name, value)
+        return config
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
@@ -268,7 +273,7 @@ class MMCoTForConditionalGeneration(
             pixel_mask: (batch, H, W) or (batch, images, H, W), if the backbone takes one.
             image_attention_mask: (batch, patches) beside features, (batch, images) beside pixels; False where there is
                 none. A row without any, and a call without images, sees one all-zero patch.
-            output_image_attention: give out attention over patches and gate.
+            output_image_attention: give out image features, attention over patches and gate.
             num_items_in_batch: divide the summed loss by this instead of by this batch's own labels, as `Trainer` asks
                 for when it accumulates gradients.
         """
