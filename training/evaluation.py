@@ -317,7 +317,8 @@ def _score_rationales(problems, predictions, rationale_format, similarity_model)
     for id_, problem in problems.items():
         reference = problem.get("rationale")
         if reference is None and rationale_format and problem.get("solution") is not None:
-            reference = build_prompt(dict(problem), rationale_format)[1]
+            known = {} if problem.get("choices") else {"choices": [], "answer": None}  # only `num_choices` is given
+            reference = build_prompt({**problem, **known}, rationale_format)[1]
         if reference is not None:
             pairs.append((written.get(id_) or "", reference))
     if not pairs:

@@ -1,4 +1,4 @@
-"""`mmcot evaluate`: every form of predictions and problems, nothing dropped in silence, published numbers reproduced."""
+"""`mmcot evaluate`: all forms of predictions and problems, nothing dropped in silence, published numbers reproduced."""
 
 import argparse
 import json
@@ -185,6 +185,8 @@ def test_reference_rationales():
     missing = {**predictions, "4": {"answer": 0}}  # counts as empty
     assert evaluate_predictions(problems, missing)["rationale"]["rougeL"] == pytest.approx(75)
     assert evaluate_predictions(problems, dict.fromkeys(PROBLEMS, 0))["rationale"] == {}
+    flags_only = {"1": {"num_choices": 3, "answer": 0, "solution": "So it is."}}
+    assert evaluate_predictions(flags_only, {"1": predictions["1"]})["rationale"]["rougeL"] == pytest.approx(100)
 
 
 @pytest.mark.parametrize("text", ["", ".", "...", "word " * 1200])
@@ -214,16 +216,14 @@ def test_missing_ids_are_refused_in_one_line(folder):
     problems, splits = read_problems(folder)
     with pytest.raises(ValueError) as error:
         match(problems, splits, {"1": 0, "77": 0}, "test")
-    message = (
-        "2 predictions do not match 2 problems: 1 problems have no prediction (2); 1 predictions have no problem (77)"
-    )
+    message = "2 predictions do not match 2 problems: 1 without a prediction (2); 1 without a problem (77)"
     assert str(error.value) == message
-    with pytest.raises(ValueError, match=r"2 problems have no prediction \(2, 1\).*--split"):
+    with pytest.raises(ValueError, match=r"2 without a prediction \(2, 1\).*--split"):
         match(problems, splits, {})
     many = {str(i): problem() for i in range(9)}
-    with pytest.raises(ValueError, match=r"9 problems have no prediction \(0, 1, 2, 3, 4, …\)"):
+    with pytest.raises(ValueError, match=r"9 without a prediction \(0, 1, 2, 3, 4, …\)"):
         evaluate_predictions(many, {})
-    with pytest.raises(ValueError, match="have no problem"):
+    with pytest.raises(ValueError, match="1 without a problem"):
         compare(many, dict.fromkeys(many, 0), {**dict.fromkeys(many, 0), "x": 0})
 
 
