@@ -103,8 +103,8 @@ class CompleteSaveMixin:
         self.config.custom_pipelines = {
             TASK: {"impl": "pipeline_mmcot.MMCoTPipeline", "pt": [self._pipeline_auto_class], "type": "multimodal"}
         }
-        # Under the names of the modules: the names of an older layout, which transformers prefers for some backbones,
-        # are unknown to `Trainer` when it resumes or takes up the best checkpoint, and it goes on without those weights.
+        # Under the names of the modules: names of an older layout, which transformers prefers for some backbones, are
+        # unknown to `Trainer` when it resumes or takes up the best checkpoint, and it goes on without those weights.
         kwargs.setdefault("save_original_format", False)
         super().save_pretrained(save_directory, **kwargs)
         if kwargs.get("is_main_process", True):

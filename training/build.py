@@ -15,7 +15,7 @@ def build_processor(recipe: Recipe, texts: Iterable[str] = ()):
     from mmcot.processing import MMCoTProcessor
 
     return MMCoTProcessor(
-        image_processor=_image_processor(recipe),
+        image_processor=image_processor_of(recipe.vision, recipe.image_size),
         tokenizer=_tokenizer(recipe, texts),
         rationale_format=recipe.rationale_format,
         answer_format=recipe.answer_format,
@@ -26,7 +26,7 @@ def build_processor(recipe: Recipe, texts: Iterable[str] = ()):
 
 
 def _tokenizer(recipe: Recipe, texts: Iterable[str]):
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import AutoTokenizer
 
     source = recipe.tokenizer or (recipe.model if isinstance(recipe.model, str) else None)
     if source is None:
@@ -36,27 +36,35 @@ def _tokenizer(recipe: Recipe, texts: Iterable[str]):
 
         return train_tokenizer(texts)
     if source.endswith(".json"):
-        if not Path(source).is_file():
-            raise FileNotFoundError(f"tokenizer: there is no file {source}")
-        return PreTrainedTokenizerFast(
-            tokenizer_file=source, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=10**9
-        )
+        return tokenizer_from_file(source)
     return AutoTokenizer.from_pretrained(source)
 
 
-def _image_processor(recipe: Recipe):
-    if recipe.vision is None:
+def tokenizer_from_file(path: str | Path):
+    """A T5 tokenizer from its `tokenizer.json` alone, with the special tokens of T5's vocabulary."""
+    from transformers import PreTrainedTokenizerFast
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"tokenizer: there is no file {path}")
+    return PreTrainedTokenizerFast(
+        tokenizer_file=str(path), pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=10**9
+    )
+
+
+def image_processor_of(vision: str | dict | None, image_size: int | None = None):
+    """The image processor of a recipe's `vision`: a preset's, a checkpoint's, or one that squeezes to `image_size`."""
+    if vision is None:
         return None
     from mmcot.processing import image_processor_for
     from mmcot.vision_mmcot import VISION_PRESETS
 
-    if isinstance(recipe.vision, str) and recipe.vision not in VISION_PRESETS:
-        from transformers import AutoImageProcessor
+    if isinstance(vision, dict):
+        return image_processor_for(image_size or vision.get("image_size", 224))
+    if vision in VISION_PRESETS:
+        return image_processor_for(vision)
+    from transformers import AutoImageProcessor
 
-        return AutoImageProcessor.from_pretrained(recipe.vision)
-    name = recipe.vision if isinstance(recipe.vision, str) else None
-    size = None if name else recipe.image_size or recipe.vision.get("image_size", 224)
-    return image_processor_for(name or size)
+    return AutoImageProcessor.from_pretrained(vision)
 
 
 def build_stage_model(recipe: Recipe, stage: str, vocab_size: int, feature_size: int | None = None):
@@ -103,15 +111,22 @@ def vision_of(recipe: Recipe):
     """Configuration, pretrained backbone (None if fresh) and feature of a recipe's vision; Nones without."""
     if recipe.vision is None:
         return None, None, "last_hidden_state"
-    from transformers import AutoConfig, AutoModel
+    if isinstance(recipe.vision, dict):
+        from transformers import AutoConfig
+
+        values = dict(recipe.vision)
+        config = AutoConfig.for_model(values.pop("model_type", "vit"), **values)
+        return config, None, recipe.vision_feature or "last_hidden_state"
+    config, vision, feature = load_vision(recipe.vision)
+    return config, vision, recipe.vision_feature or feature
+
+
+def load_vision(vision: str):
+    """Configuration, pretrained backbone and feature of a preset or checkpoint."""
+    from transformers import AutoModel
 
     from mmcot.vision_mmcot import VISION_PRESETS
 
-    if isinstance(recipe.vision, dict):
-        values = dict(recipe.vision)
-        model_type = values.pop("model_type", "vit")
-        return AutoConfig.for_model(model_type, **values), None, recipe.vision_feature or "last_hidden_state"
-    preset = VISION_PRESETS.get(recipe.vision)
-    vision = AutoModel.from_pretrained(preset.identifier if preset else recipe.vision)
-    feature = recipe.vision_feature or (preset.vision_feature if preset else "last_hidden_state")
-    return vision.config, vision, feature
+    preset = VISION_PRESETS.get(vision)
+    model = AutoModel.from_pretrained(preset.identifier if preset else vision)
+    return model.config, model, preset.vision_feature if preset else "last_hidden_state"

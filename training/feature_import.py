@@ -15,9 +15,10 @@ from tqdm import tqdm
 
 from mmcot.vision_mmcot import VISION_PRESETS
 
-from .feature_cache import FeatureCache, FeatureWriter, content_key, write_index
+from .feature_cache import FeatureCache, content_key
+from .feature_shards import FeatureWriter, shard_paths, write_index
 
-CHUNK_BYTES = 64 * 2**20
+CHUNK_BYTES = 16 * 2**20
 REPEATED = {"resnet": 512}  # the original repeats the one ResNet vector so many times
 _PRESET_SHAPES = {
     name: (REPEATED.get(name, preset.num_patches), preset.image_feature_size)
@@ -66,7 +67,7 @@ def import_original(
     row_bytes = int(np.prod(shape[1:])) * 4
     chunk = max(1, CHUNK_BYTES // row_bytes)
     with FeatureWriter(out, info, getattr(torch, dtype)) as writer:
-        done = FeatureCache.open(out) if any(Path(out).glob("shard-*.safetensors")) else ()
+        done = FeatureCache.open(out) if shard_paths(out) else ()
         left = sorted((row, key) for key, row in rows.items() if key not in done)
         for start in tqdm(range(0, len(left), chunk), "features", unit="chunk"):
             part = left[start : start + chunk]

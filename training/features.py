@@ -9,6 +9,9 @@
 """
 
 import argparse
+import hashlib
+import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -18,10 +21,10 @@ DTYPES = ("float16", "bfloat16", "float32")
 
 _LAZY = {
     "FeatureCache": "feature_cache",
-    "FeatureWriter": "feature_cache",
+    "FeatureWriter": "feature_shards",
     "image_key": "feature_cache",
     "problem_keys": "feature_cache",
-    "write_index": "feature_cache",
+    "write_index": "feature_shards",
     "import_original": "feature_import",
 }
 
@@ -79,7 +82,8 @@ def extract_features(
     from torch.utils.data import DataLoader
     from tqdm import tqdm
 
-    from .feature_cache import SHARD_BYTES, FeatureCache, FeatureWriter, write_index
+    from .feature_cache import FeatureCache
+    from .feature_shards import SHARD_BYTES, FeatureWriter, shard_paths, write_index
 
     state = None
     if process_index is None:
@@ -87,13 +91,13 @@ def extract_features(
         process_index, num_processes = state.process_index, state.num_processes
         device = device or state.device
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if isinstance(problems, (str, Path)):
+    if isinstance(problems, str | Path):
         problems = image_files(problems)
     vision, image_processor, info = _load_backbone(backbone, image_processor, vision_feature)
     vision = vision.to(device).eval()
     out = Path(out)
     with FeatureWriter(out, info, getattr(torch, dtype), process_index, shard_bytes or SHARD_BYTES) as writer:
-        done = FeatureCache.open(out) if any(out.glob("shard-*.safetensors")) else ()
+        done = FeatureCache.open(out) if shard_paths(out) else ()
         if num_workers is None:
             num_workers = _default_workers(device)
         loader = DataLoader(
@@ -108,7 +112,7 @@ def extract_features(
             writer.add(keys, features)
     if state is not None:
         state.wait_for_everyone()
-    if not any(out.glob("shard-*.safetensors")):
+    if not shard_paths(out):
         raise ValueError("there are no pictures to extract features from")
     if state is None or state.is_main_process:
         write_index(out)
@@ -129,17 +133,12 @@ def image_files(folder: str | Path) -> list[Path]:
 
 
 def _default_workers(device) -> int:
-    import os
-
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, 16) if device.type == "cuda" else 1  # on a CPU the backbone needs the cores itself
 
 
 def _load_backbone(backbone, image_processor, vision_feature: str | None):
     """(model, image processor, what cache.json shall say of them)."""
-    import hashlib
-    import json
-
     import torch
     from transformers import AutoImageProcessor, AutoModel
 
@@ -151,8 +150,12 @@ def _load_backbone(backbone, image_processor, vision_feature: str | None):
         preset = VISION_PRESETS[backbone]
         name, feature = backbone, vision_feature or preset.vision_feature
         image_processor = image_processor or image_processor_for(backbone)
-        vision = AutoModel.from_pretrained(preset.identifier)
-    elif isinstance(backbone, (str, Path)):
+        try:
+            vision = AutoModel.from_pretrained(preset.identifier)
+        except OSError as error:  # no network, or no such file: transformers' message has several lines
+            reason = str(error).strip().partition("\n")[0]
+            raise FileNotFoundError(f"{preset.identifier}: can't get the weights of {backbone}: {reason}") from error
+    elif isinstance(backbone, str | Path):
         folder = Path(backbone)
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"{backbone}: neither a preset ({', '.join(VISION_PRESETS)}) nor a model's folder")
