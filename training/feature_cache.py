@@ -1,7 +1,7 @@
 """The image-feature cache: what a frozen backbone makes of each picture, computed once and read from disk ever after.
 
-A cache is a folder for one backbone, laid out as `feature_shards.py` says and written by its `FeatureWriter`. Everything
-is memory-mapped, and the pages of features are given back once copied: cost per sample and memory are the same for 10³
+A cache is a folder for one backbone, laid out as `feature_shards.py` says and written by its `FeatureWriter`. It is
+memory-mapped, and the pages of features are given back once copied: cost per sample and memory are the same for 10³
 and 10⁶ pictures.
 """
 
@@ -15,8 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-
-from mmcot.processing.images_mmcot import image_references, load_image
 
 from .feature_shards import join_keys, read_header, read_index, read_info, shard_paths
 
@@ -39,6 +37,8 @@ def read_picture(reference) -> tuple[str, bytes | Image.Image]:
     if isinstance(reference, dict):
         reference = reference["path"] if reference.get("bytes") is None else reference["bytes"]
     if isinstance(reference, Image.Image) or hasattr(reference, "__array__"):
+        from mmcot.processing.images_mmcot import load_image  # which imports much that reading a cache doesn't need
+
         image = load_image(reference)
         return content_key(b"RGB %d %d " % image.size + image.tobytes()), image
     data = _encoded(reference)
@@ -186,6 +186,8 @@ def problem_keys(problem: dict, cache: FeatureCache) -> list[str]:
     Raises:
         ValueError: the features of one of its pictures are not in the cache.
     """
+    from mmcot.processing.images_mmcot import image_references
+
     images = image_references(problem)
     if cache.info["keys"] == "problem id":
         keys = [f"id:{problem['id']}"]

@@ -1,7 +1,7 @@
 """Files of an image-feature cache, and the writer that fills them.
 
     cache.json                       backbone, width, dtype, and what the keys are
-    shard-00000-00000.safetensors    by process and number: `num_patches` and `keys` by picture, `features` of all patches
+    shard-00000-00000.safetensors    by process and number: `num_patches` and `keys` of each picture, `features` of all
     index.safetensors                all keys, sorted, with shard and place
 
 A shard is written beside its final name and renamed, so every shard that one sees is whole, and whatever was finished
@@ -79,7 +79,7 @@ class FeatureWriter:
         for name, value in self._info.items():
             if present.get(name) != value:
                 raise ValueError(
-                    f"{self.path}: holds features with {name} {present.get(name)!r}, not {value!r}: take another folder"
+                    f"{self.path}: holds features with {name} {present.get(name)!r}, not {value!r}; use another folder"
                 )
 
     def add(self, keys: list[str], features: torch.Tensor | list[torch.Tensor]) -> None:
@@ -132,7 +132,7 @@ class FeatureWriter:
         for feature in features:
             if feature.shape[1] != width:
                 raise ValueError(
-                    f"{self.path}: holds features of width {width}, not {feature.shape[1]}: take another folder"
+                    f"{self.path}: holds features of width {width}, not {feature.shape[1]}; use another folder"
                 )
         lengths = torch.tensor([len(feature) for feature in features], dtype=torch.int32)
         keys = _key_tensor(np.array([key.encode() for key in keys], dtype=np.bytes_))
@@ -177,7 +177,7 @@ def write_index(path: str | Path) -> None:
 
 
 def join_keys(shards: list[Path]) -> dict[str, np.ndarray]:
-    """The index: `keys`, sorted, with `shard`, `start` (in patches) and `num_patches`; of equal keys the first counts."""
+    """The index: `keys`, sorted, with `shard`, `start` (a patch) and `num_patches`; of equal keys the first counts."""
     columns = {"keys": [], "shard": [], "start": [], "num_patches": []}
     for number, shard in enumerate(shards):
         arrays, _ = _map_arrays(shard, ("keys", "num_patches"))
