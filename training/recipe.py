@@ -73,6 +73,7 @@ class Recipe:
         use_caption: captions join the context.
         max_source_length, max_target_length: in tokens; sources are shortened by `source_truncation`.
         loss_on_padding: count padding in the loss, as the original does.
+        position_bias_lr: learning rate of the relative position biases, as a multiple; for networks from scratch.
         protocol: how test rationales come about: "generated", or the original v1's "teacher_forced".
         answer_mode: "score" the choices' letters, or "generate" and parse the answer as the paper does.
         max_new_tokens: limit of a generated rationale; num_beams: of its beam search.
@@ -106,6 +107,7 @@ class Recipe:
     max_target_length: int = 512
     source_truncation: str = "keep_ends"
     loss_on_padding: bool = False
+    position_bias_lr: float = 1.0
     protocol: str = "generated"
     answer_mode: str = "score"
     max_new_tokens: int = 512

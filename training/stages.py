@@ -41,10 +41,10 @@ def train_stage(
     Returns:
         the trained `MMCoTForConditionalGeneration`.
     """
-    from transformers import Seq2SeqTrainer
     from transformers.trainer_utils import get_last_checkpoint
 
     from mmcot.training.stage_data import StageCollator
+    from mmcot.training.trainer import StageTrainer
 
     identity = {"stage": stage, **recipe.identity()}
     if step_is_done(folder, identity):
@@ -55,7 +55,7 @@ def train_stage(
     if args.should_save:
         mark_step(folder, identity, finished=False)
     model.processor = processor
-    trainer = Seq2SeqTrainer(
+    trainer = StageTrainer(
         model=model,
         args=args,
         train_dataset=train_dataset,
@@ -66,6 +66,7 @@ def train_stage(
         ),
         compute_metrics=_metrics_of(stage, processor),
         callbacks=callbacks,
+        position_bias_lr=recipe.position_bias_lr,
     )
     result = trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.is_dir() else None)
     # evaluation leaves transformers' default of 20 there, which every later call would have to overrule

@@ -1,0 +1,233 @@
+"""Both stages as one model: what a user of `AutoModel` and `AutoProcessor` relies on."""
+
+import copy
+import json
+
+import pytest
+import torch
+
+from mmcot import MMCoTConfig, MMCoTForConditionalGeneration, MMCoTModel, MMCoTProcessor
+from mmcot.modeling_mmcot_two_stage import join_ragged
+from mmcot.processing import build_prompt, image_processor_for
+from mmcot.training.embedded import generate_problems
+
+SIZES = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+VISION = {
+    "model_type": "vit",
+    "hidden_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "image_size": 64,
+    "patch_size": 16,
+}
+
+
+@pytest.fixture(scope="module")
+def processor(tiny_tokenizer):
+    return MMCoTProcessor(image_processor_for(64), tiny_tokenizer, max_source_length=200)
+
+
+@pytest.fixture(scope="module")
+def problems():
+    return list(generate_problems(12, seed=5))
+
+
+def make_stage(processor, seed, **settings):
+    torch.manual_seed(seed)
+    settings = {"vision_config": VISION, "max_source_length": 200, **settings}
+    model = MMCoTForConditionalGeneration(MMCoTConfig(vocab_size=len(processor.tokenizer), **SIZES, **settings))
+    with torch.no_grad():  # an untrained decoder repeats one token; larger weights make outputs that differ
+        for name, weight in model.named_parameters():
+            if "vision" not in name and weight.dim() > 1:
+                weight.mul_(2.0)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model(processor):
+    return MMCoTModel.from_stages(make_stage(processor, 0), make_stage(processor, 1), processor)
+
+
+def answers(model, processor, problems, **kwargs):
+    output = model.generate(**processor(problems), **{"max_new_tokens": 12, **kwargs})
+    return processor.post_process(output, problems)
+
+
+def assert_same(one, other):
+    for a, b in zip(one, other, strict=True):
+        assert a["generated"] == b["generated"] and a["answer"] == b["answer"]
+        assert a["scores"] == pytest.approx(b["scores"], abs=1e-4)
+
+
+def test_ragged_rows_are_joined_without_gaps():
+    ids = torch.tensor([[5, 6, 0], [7, 0, 0]])
+    joined, mask = join_ragged([(ids, ids != 0), (torch.tensor([[0, 8], [9, 0]]), torch.tensor([[0, 1], [1, 0]]))], 0)
+    assert joined.tolist() == [[5, 6, 8], [7, 9, 0]]
+    assert mask.tolist() == [[1, 1, 1], [1, 1, 0]]
+
+
+def test_answer_source_on_tensors_equals_the_text_path(model, processor, problems):
+    """Stage 2's ids, put together on the device, are the tokens of the prompt with that rationale.
+
+    Not where a network segments a text in another way than the tokenizer: such rationales keep their own ids.
+    """
+    gold = [build_prompt(problem, "QCM-E")[1] for problem in problems]
+    ids = processor.tokenizer(gold, return_tensors="pt", padding=True)["input_ids"]
+    output = model.generate(**processor(problems), rationale_ids=ids)
+    for i, (problem, rationale) in enumerate(zip(problems, gold, strict=True)):
+        source, _ = build_prompt(problem, "QCMG-A", rationale=rationale)
+        joined = output.answer_source_ids[i][output.answer_source_mask[i].bool()]
+        assert joined.tolist() == processor.tokenizer(source)["input_ids"]
+
+
+def test_answer_source_equals_the_text_path_on_real_problems(shared_dir, tiny_tokenizer):
+    """With T5's vocabulary and gold rationales, over all problems that fit."""
+    from mmcot.training.build import tokenizer_from_file
+
+    tokenizer = tokenizer_from_file(shared_dir / "data" / "t5_tokenizer.json")
+    processor = MMCoTProcessor(None, tokenizer)
+    raw = json.loads((shared_dir / "data" / "scienceqa" / "problems.json").read_text())
+    problems = [{**problem, "id": id_} for id_, problem in raw.items()][:300]
+    config = MMCoTConfig(vocab_size=32128, **SIZES)
+    model = MMCoTModel.from_stages(MMCoTForConditionalGeneration(config), None, processor)
+    compared = 0
+    for problem in problems:
+        text = build_prompt(problem, "QCM-E")[1]
+        expected = processor(problem, stage="answer", rationales=[text])["input_ids"]
+        inputs = processor(problem)
+        rationale = torch.tensor([[0, *tokenizer(text)["input_ids"], 0]])
+        ids, _ = model._answer_source(inputs["answer_input_ids"], inputs["answer_attention_mask"], rationale)
+        assert torch.equal(ids, expected), problem["id"]
+        compared += 1
+    assert compared == 300
+
+
+def test_overlong_rationale_is_cut_and_the_closing_stays(model, processor, problems):
+    inputs = processor(problems[0])
+    rationale = torch.full((1, 400), 50)
+    ids, mask = model._answer_source(inputs["answer_input_ids"], inputs["answer_attention_mask"], rationale)
+    assert mask.sum() == 200 and ids[0, -len(model.config.answer_suffix_ids) :].tolist() == (
+        model.config.answer_suffix_ids
+    )
+
+
+def test_batched_equals_one_by_one(model, processor, problems):
+    together = answers(model, processor, problems)
+    assert_same(together, [answers(model, processor, [problem])[0] for problem in problems])
+    assert len({result["generated"]["rationale"] for result in together}) > 4, "the test needs rationales that differ"
+
+
+def test_images_matter(model, processor, problems):
+    """A model whose generate() ignores its pictures passes most other tests."""
+    shown = [problem for problem in problems if problem["images"]]
+    blind = [{**problem, "images": []} for problem in shown]
+    with_pictures, without = answers(model, processor, shown), answers(model, processor, blind)
+    differ = [a["scores"] != pytest.approx(b["scores"], abs=1e-6) for a, b in zip(with_pictures, without, strict=True)]
+    assert all(differ)
+
+
+def test_features_computed_before_give_the_same_answers(model, processor, problems):
+    inputs = processor(problems)
+    features, mask = model.encode_images(inputs.pop("pixel_values"), None, inputs.pop("image_attention_mask"))
+    output = model.generate(**inputs, image_features=features, image_attention_mask=mask, max_new_tokens=12)
+    assert_same(processor.post_process(output, problems), answers(model, processor, problems))
+
+
+@pytest.mark.parametrize("kwargs", [{"num_beams": 3}, {"mode": "generate"}, {"output_image_attention": True}])
+def test_every_way_of_decoding_gives_each_problem_its_own_scores(model, processor, problems, kwargs):
+    results = answers(model, processor, problems, **kwargs)
+    for problem, result in zip(problems, results, strict=True):
+        assert len(result["scores"]) == len(problem["choices"])
+        assert sum(result["scores"].values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_several_rationales_a_problem(model, processor, problems):
+    torch.manual_seed(0)
+    output = model.generate(**processor(problems[:3]), do_sample=True, num_return_sequences=4, max_new_tokens=6)
+    assert output.option_log_probs.shape[0] == output.rationale_ids.shape[0] == 12
+    assert len({tuple(row) for row in output.rationale_ids[:4].tolist()}) > 1
+
+
+def test_given_rationales_are_used(model, processor, problems):
+    gold = [build_prompt(problem, "QCM-E")[1] for problem in problems]
+    ids = processor.tokenizer(gold, return_tensors="pt", padding=True)["input_ids"]
+    output = model.generate(**processor(problems), rationale_ids=ids)
+    expected = processor(problems, stage="answer", rationales=gold)["input_ids"]
+    assert torch.equal(output.answer_source_ids, expected)
+
+
+def test_attention_and_gate_are_given_on_request(model, processor, problems):
+    output = model.generate(**processor(problems), max_new_tokens=5, output_image_attention=True)
+    rows = output.rationale_image_attentions.sum(-1)
+    assert torch.allclose(rows, torch.ones_like(rows), atol=1e-5)
+    assert output.answer_image_gate.shape[:2] == output.answer_source_ids.shape
+    assert model.generate(**processor(problems), max_new_tokens=5).rationale_image_attentions is None
+
+
+def test_unknown_options_are_refused(model, processor, problems):
+    with pytest.raises(ValueError, match="max_new_tokns"):
+        model.generate(**processor(problems), max_new_tokns=5)
+    with pytest.raises(ValueError, match="mode"):
+        model.generate(**processor(problems), mode="guess")
+    with pytest.raises(ValueError, match="answer_input_ids"):
+        model.generate(input_ids=torch.tensor([[4, 1]]))
+
+
+def test_text_only_model(processor, problems):
+    stages = [make_stage(processor, seed, vision_config=None) for seed in (0, 1)]
+    text_only = MMCoTProcessor(None, processor.tokenizer, max_source_length=200)
+    model = MMCoTModel.from_stages(*stages, text_only)
+    assert model.vision is None and "fusion" not in " ".join(model.state_dict())
+    assert len(answers(model, text_only, problems)) == len(problems)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("tied", [True, False])
+def test_save_and_load_gives_equal_outputs(tmp_path, processor, problems, shared, tied):
+    """Also with shared stages (their weights once on disk), and with heads of their own as FLAN-T5 has them."""
+    settings = {} if tied else {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+    stages = [make_stage(processor, seed, **settings) for seed in (0, 1)]
+    if not tied:
+        for stage in stages:
+            stage.lm_head.weight.data.normal_(std=0.5)
+            assert stage.lm_head.weight is not stage.shared.weight
+    model = MMCoTModel.from_stages(stages[0], None if shared else stages[1], processor)
+    model.save_pretrained(tmp_path / "one")
+    loaded = MMCoTModel.from_pretrained(tmp_path / "one")
+    assert (loaded.answer is loaded.rationale) is shared
+    loaded.save_pretrained(tmp_path / "two")
+    again = MMCoTModel.from_pretrained(tmp_path / "two")
+    for other in (loaded, again):
+        assert_same(answers(other, processor, problems), answers(model, processor, problems))
+        assert [stage.lm_head.weight is stage.shared.weight for stage in (other.rationale, other.answer)] == [tied] * 2
+    if shared:
+        from safetensors import safe_open
+
+        with safe_open(tmp_path / "one" / "model.safetensors", "pt") as file:
+            assert not any(key.startswith("answer.") for key in file.keys())  # noqa: SIM118
+
+
+def test_fresh_weights_have_t5s_initialisation(model):
+    fresh = MMCoTModel(copy.deepcopy(model.config))
+    query = fresh.answer.decoder.block[0].layer[0].SelfAttention.q.weight
+    assert query.std().item() == pytest.approx((32 * 8) ** -0.5, rel=0.2)
+
+
+def test_stages_of_different_features_are_refused(processor):
+    with pytest.raises(ValueError, match="widths"):
+        MMCoTModel.from_stages(make_stage(processor, 0), make_stage(processor, 1, vision_config=None), processor)
+
+
+def test_training_reaches_every_weight_of_a_stage(processor, problems):
+    model = MMCoTModel.from_stages(
+        make_stage(processor, 0, freeze_vision=False), make_stage(processor, 1, freeze_vision=False), processor
+    )
+    model.train()
+    inputs = processor(problems, stage="rationale")
+    labels = processor.tokenizer([build_prompt(p, "QCM-E")[1] for p in problems], return_tensors="pt", padding=True)
+    model(**inputs, labels=labels["input_ids"], stage="rationale").loss.backward()
+    for part in (model.rationale, model.vision):
+        missing = [name for name, weight in part.named_parameters() if weight.grad is None or not weight.grad.any()]
+        # ViT's pooler isn't used, and its keys' biases change nothing under a softmax
+        assert all("pooler" in name or name.endswith(("key.bias", "k_proj.bias")) for name in missing), missing
