@@ -70,8 +70,8 @@ def run(args: argparse.Namespace) -> int:
         match,
         read_predictions,
         read_problems,
-        write_json,
     )
+    from .files import write_json
 
     problems, splits = read_problems(args.problems, args.split)
     if args.compare:

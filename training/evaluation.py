@@ -10,7 +10,6 @@ was fed the gold rationale, as for the paper's first tables; see docs/protocols.
 """
 
 import json
-import os
 import random
 import re
 from collections.abc import Iterable, Mapping
@@ -376,7 +375,7 @@ def compare(
     }
 
 
-# ---- writing -------------------------------------------------------------------------------------------------------
+# ---- printing ------------------------------------------------------------------------------------------------------
 
 
 def format_table(results: Mapping[str, Mapping]) -> str:
@@ -420,15 +419,3 @@ def format_comparison(comparison: Mapping, name_a: str = "A", name_b: str = "B")
         )
     lines.append("only A/B: questions that only this run got right; p: McNemar's exact test, two-sided.")
     return "\n".join(lines)
-
-
-def write_json(path: str | Path, content: Any) -> None:
-    """Write JSON beside its final name, then rename it: a reader never sees half a file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)

@@ -128,6 +128,7 @@ def test_columns_by_subject_context_and_grade():
     assert members["IMG"] == [True, False, False, False]
     assert members["NO"] == [False, True, True, False]
     assert members["G1-6"] == [True, False, False, True]
+    assert members["G7-12"] == [False, True, True, False]
 
 
 def test_columns_without_their_fields_are_left_out():
