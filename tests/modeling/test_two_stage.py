@@ -6,21 +6,12 @@ import json
 import pytest
 import torch
 
+from two_stage_models import SIZES, make_stage
+
 from mmcot import MMCoTConfig, MMCoTForConditionalGeneration, MMCoTModel, MMCoTProcessor
 from mmcot.modeling_mmcot_two_stage import join_ragged
 from mmcot.processing import build_prompt, image_processor_for
 from mmcot.training.embedded import generate_problems
-
-SIZES = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
-VISION = {
-    "model_type": "vit",
-    "hidden_size": 24,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "image_size": 64,
-    "patch_size": 16,
-}
 
 
 @pytest.fixture(scope="module")
@@ -31,17 +22,6 @@ def processor(tiny_tokenizer):
 @pytest.fixture(scope="module")
 def problems():
     return list(generate_problems(12, seed=5))
-
-
-def make_stage(processor, seed, **settings):
-    torch.manual_seed(seed)
-    settings = {"vision_config": VISION, "max_source_length": 200, **settings}
-    model = MMCoTForConditionalGeneration(MMCoTConfig(vocab_size=len(processor.tokenizer), **SIZES, **settings))
-    with torch.no_grad():  # an untrained decoder repeats one token; larger weights make outputs that differ
-        for name, weight in model.named_parameters():
-            if "vision" not in name and weight.dim() > 1:
-                weight.mul_(2.0)
-    return model.eval()
 
 
 @pytest.fixture(scope="module")

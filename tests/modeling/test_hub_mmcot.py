@@ -1,0 +1,146 @@
+"""A saved folder is a whole repository: it loads where this package isn't installed, and survives being saved again."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from mmcot import MMCoTForConditionalGeneration, MMCoTModel
+from mmcot.training.embedded import generate_problems
+from mmcot.training.predict import load_pipeline
+
+# Stands for a process of somebody who has not installed the package, and has no network.
+CLEAN = """
+import json, os, sys
+sys.modules["mmcot"] = None  # importing it fails
+os.environ["HF_HUB_OFFLINE"] = "1"
+from transformers import AutoModel, AutoProcessor, pipeline
+source, copy, problems = sys.argv[1], sys.argv[2], json.load(open(sys.argv[3]))
+model = AutoModel.from_pretrained(source, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(source, trust_remote_code=True)
+direct = processor.post_process(model.generate(**processor(problems)), problems)
+answer = pipeline("multimodal-cot", model=source, trust_remote_code=True, device="cpu")
+first = answer(problems)
+model.save_pretrained(copy)
+again = pipeline("multimodal-cot", model=copy, trust_remote_code=True, device="cpu")(problems)
+inferred = pipeline(model=copy, trust_remote_code=True, device="cpu")(problems)
+print(json.dumps([direct, first, again, inferred]))
+"""
+
+
+def run_clean(tmp_path, code, *args):
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def write_problems(tmp_path, count=4):
+    problems = []
+    for problem in generate_problems(count, seed=8):
+        paths = []
+        for i, image in enumerate(problem["images"]):
+            paths.append(str(tmp_path / f"{problem['id']}-{i}.png"))
+            image.save(paths[-1])
+        problems.append({**problem, "images": paths})
+    (tmp_path / "problems.json").write_text(json.dumps(problems))
+    return problems
+
+
+def test_clean_process_gives_the_same_answers_and_saves_again(two_stage_repository, tmp_path):
+    problems = write_problems(tmp_path)
+    expected = load_pipeline(two_stage_repository, device="cpu")(problems)
+    # the source is gone by the time anybody looks at the copy: nothing may point back to it
+    source = shutil.copytree(two_stage_repository, tmp_path / "source")
+    runs = run_clean(tmp_path, CLEAN, source, tmp_path / "copy", tmp_path / "problems.json")
+    for results in runs:
+        for result, wanted in zip(results, expected, strict=True):
+            assert result["generated"]["rationale"] == wanted["generated"]["rationale"]
+            assert result["answer_text"] == wanted["answer_text"]
+            assert result["scores"] == pytest.approx(wanted["scores"], abs=1e-4)
+    assert sorted(os.listdir(tmp_path / "copy")) == sorted(os.listdir(source))
+    assert str(source) not in (tmp_path / "copy" / "config.json").read_text()
+
+
+def test_saved_folder_is_complete(two_stage_repository):
+    config = json.loads((two_stage_repository / "config.json").read_text())
+    assert {"AutoConfig", "AutoModel", "AutoProcessor"} <= config["auto_map"].keys()
+    task = config["custom_pipelines"]["multimodal-cot"]
+    for reference in [*config["auto_map"].values(), task["impl"]]:
+        assert (two_stage_repository / f"{reference.split('.')[0]}.py").is_file()
+    for name in (
+        "model.safetensors",
+        "generation_config.json",
+        "processor_config.json",
+        "tokenizer.json",
+        "README.md",
+    ):
+        assert (two_stage_repository / name).is_file(), name
+
+
+def test_source_may_disappear_before_saving(two_stage_repository, tmp_path):
+    source = shutil.copytree(two_stage_repository, tmp_path / "source")
+    (source / "README.md").write_text("---\nlicense: mit\n---\nmine")
+    model = MMCoTModel.from_pretrained(source)
+    names = sorted(os.listdir(source))
+    shutil.rmtree(source)
+    model.save_pretrained(tmp_path / "copy")
+    assert sorted(os.listdir(tmp_path / "copy")) == names
+    assert (tmp_path / "copy" / "README.md").read_text().endswith("mine"), "the card is carried over"
+
+
+def test_saving_onto_itself_changes_nothing(two_stage_repository, tmp_path):
+    folder = shutil.copytree(two_stage_repository, tmp_path / "folder")
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix == ".py"}
+    MMCoTModel.from_pretrained(folder).save_pretrained(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix == ".py"} == before
+
+
+STAGE_ALONE = """
+import json, os, sys
+sys.modules["mmcot"] = None
+os.environ["HF_HUB_OFFLINE"] = "1"
+import torch
+from transformers import AutoModelForImageTextToText, AutoModelForSeq2SeqLM, AutoProcessor
+problems = json.load(open(sys.argv[2]))
+inputs = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)(problems, stage="rationale")
+ids = []
+for auto in (AutoModelForSeq2SeqLM, AutoModelForImageTextToText):
+    model = auto.from_pretrained(sys.argv[1], trust_remote_code=True)
+    ids.append(model.generate(**inputs, max_new_tokens=8).tolist())
+print(json.dumps(ids))
+"""
+
+
+def test_a_stage_loads_alone(two_stage_repository, tmp_path):
+    """The rationale stage, saved with the shared backbone inside, works by itself."""
+    problems = write_problems(tmp_path)
+    whole = MMCoTModel.from_pretrained(two_stage_repository)
+    pipe = load_pipeline(two_stage_repository, device="cpu")
+    inputs = pipe.processor(problems)
+    expected = whole.generate(**inputs, max_new_tokens=8).rationale_ids.tolist()
+    stage = whole.stage_alone("rationale")
+    assert isinstance(stage, MMCoTForConditionalGeneration)
+    stage.save_pretrained(tmp_path / "stage", processor=pipe.processor)
+    seq2seq, image_text = run_clean(tmp_path, STAGE_ALONE, tmp_path / "stage", tmp_path / "problems.json")
+    assert seq2seq == image_text == expected
+    assert whole.generate(**inputs, max_new_tokens=8).rationale_ids.tolist() == expected, "the whole still works"
+
+
+def test_training_start_is_not_mistaken_for_a_repository(tmp_path):
+    """A plain T5's card and tokenizer are not carried over to what is made from it."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    T5ForConditionalGeneration(
+        T5Config(vocab_size=64, d_model=16, d_kv=4, d_ff=32, num_layers=1, num_heads=2)
+    ).save_pretrained(tmp_path / "t5")
+    (tmp_path / "t5" / "README.md").write_text("T5's card")
+    MMCoTForConditionalGeneration.from_pretrained(tmp_path / "t5", image_feature_size=8).save_pretrained(
+        tmp_path / "ours"
+    )
+    assert "T5's card" not in (tmp_path / "ours" / "README.md").read_text()

@@ -1,0 +1,180 @@
+"""Backbones with random weights: what reaches the fusion, and the paper's four as presets."""
+
+import pytest
+import torch
+from tiny_models import IMAGE, tiny_model, vision_config
+from torch import nn
+from transformers import DetrConfig, TimmWrapperConfig
+
+from mmcot.vision_mmcot import VISION_PRESETS, build_vision, encode_images, extract_features, vision_feature_size
+
+
+def tiny_detr() -> DetrConfig:
+    sizes = dict.fromkeys(
+        ("encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads"), 1
+    )
+    backbone = {"model_type": "timm_backbone", "backbone": "resnet18", "features_only": True, "out_indices": [4]}
+    widths = {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+    return DetrConfig(**sizes, **widths, num_queries=6, backbone_config=backbone)
+
+
+def timm_config(architecture: str, **model_args) -> TimmWrapperConfig:
+    return TimmWrapperConfig(architecture=architecture, model_args=model_args or None)
+
+
+BACKBONES = {
+    "detr": (tiny_detr, "last_hidden_state", 32, (6, 16)),
+    "vit": (
+        lambda: timm_config("vit_tiny_patch16_224", embed_dim=16, depth=1, num_heads=2, img_size=32),
+        "last_hidden_state",
+        32,
+        (5, 16),
+    ),
+    "clip": (
+        lambda: timm_config("resnet50_clip", width_factor=1 / 16, img_size=64),
+        "last_hidden_state",
+        64,
+        (4, 128),
+    ),
+    "resnet": (lambda: timm_config("resnet18", layers=(1, 1, 1, 1)), "pooler_output", 32, (1, 512)),
+}
+
+
+@pytest.fixture(params=BACKBONES)
+def backbone(request):
+    make_config, vision_feature, size, shape = BACKBONES[request.param]
+    torch.manual_seed(0)
+    vision = build_vision(make_config()).eval()
+    return vision, vision_feature, torch.randn(3, 3, size, size), shape
+
+
+def test_each_kind_of_backbone_gives_patches(backbone):
+    vision, vision_feature, pixels, shape = backbone
+    assert vision_feature_size(vision, vision_feature) == shape[1]
+    with torch.no_grad():
+        features = extract_features(vision, pixels, vision_feature=vision_feature, feature_size=shape[1])
+    assert features.shape == (3, *shape)
+
+
+def test_features_are_the_plain_model_s(backbone):
+    vision, vision_feature, pixels, shape = backbone
+    with torch.no_grad():
+        features = extract_features(vision, pixels, vision_feature=vision_feature)
+        timm_model = getattr(vision, "timm_model", None)
+        if timm_model is None:
+            expected = vision(pixels).last_hidden_state
+        elif vision_feature == "pooler_output":
+            expected = timm_model(pixels)[:, None]
+        else:
+            expected = timm_model.forward_features(pixels)
+            if expected.dim() == 4:  # one row a grid cell, line by line
+                expected = torch.stack([expected[:, :, i, j] for i in range(2) for j in range(2)], 1)
+    torch.testing.assert_close(features, expected)
+
+
+def test_images_that_are_not_there_change_nothing(backbone):
+    vision, vision_feature, pixels, shape = backbone
+    options = {"vision_feature": vision_feature, "feature_size": shape[1]}
+    with torch.no_grad():
+        alone = extract_features(vision, pixels, **options)
+        several = pixels.new_full((2, 2, *pixels.shape[1:]), torch.nan)
+        several[0, 0], several[0, 1], several[1, 1] = pixels
+        present = torch.tensor([[True, True], [False, True]])
+        features, mask = encode_images(vision, several, None, present, **options)
+    patches = shape[0]
+    assert features.shape == (2, 2 * patches, shape[1])
+    assert mask.tolist() == present.repeat_interleave(patches, dim=1).tolist()
+    torch.testing.assert_close(features[mask], alone.flatten(0, 1), rtol=1e-4, atol=1e-5)
+
+
+def test_no_image_at_all_is_one_zero_patch(backbone):
+    vision, vision_feature, pixels, shape = backbone
+    nothing = torch.zeros(3, 1, dtype=torch.bool)
+    features, mask = encode_images(vision, pixels, None, nothing, vision_feature, shape[1])
+    assert mask is None and features.shape == (3, 1, shape[1]) and not features.any()
+
+
+def test_pixel_mask_reaches_a_backbone_that_takes_one():
+    torch.manual_seed(0)
+    vision = build_vision(tiny_detr()).eval()
+    pixels = torch.randn(1, 3, 32, 32)
+    padded = torch.zeros(1, 3, 64, 64)
+    padded[:, :, :32, :32] = pixels
+    mask = torch.zeros(1, 64, 64, dtype=torch.long)
+    mask[:, :32, :32] = 1
+    with torch.no_grad():
+        masked, _ = encode_images(vision, padded, mask)
+        unmasked, _ = encode_images(vision, padded)
+    assert not torch.allclose(masked, unmasked)
+
+
+class _Maps(nn.Module):
+    """Gives a feature map with channels last, as some of timm's networks do."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, pixel_values, return_dict=True):
+        from transformers.modeling_outputs import BaseModelOutput
+
+        return BaseModelOutput(last_hidden_state=torch.arange(2 * 3 * 3 * 5.0).reshape(2, 3, 3, 5))
+
+
+def test_channels_last_maps_are_told_by_their_width():
+    features = extract_features(_Maps(), torch.zeros(2, 3, 4, 4), feature_size=5)
+    torch.testing.assert_close(features, torch.arange(2 * 9 * 5.0).reshape(2, 9, 5))
+    with pytest.raises(ValueError, match="width 3, the fusion takes 7"):
+        extract_features(_Maps(), torch.zeros(2, 3, 4, 4), feature_size=7)
+    with pytest.raises(ValueError, match="no pooler_output"):
+        extract_features(_Maps(), torch.zeros(2, 3, 4, 4), vision_feature="pooler_output")
+
+
+@pytest.mark.parametrize("name", VISION_PRESETS)
+def test_presets_describe_the_real_backbones(name):
+    preset = VISION_PRESETS[name]
+    with torch.device("meta"):
+        vision = build_vision(preset.config())
+    assert vision_feature_size(vision, preset.vision_feature) == preset.image_feature_size
+    if name == "detr":
+        assert vision.config.num_queries == preset.num_patches
+        assert vision.config.backbone_config.output_stride == 16  # DC5: the last stage isn't strided
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VISION_PRESETS)
+def test_presets_give_the_paper_s_shapes(name):
+    preset = VISION_PRESETS[name]
+    size = 384 if name == "vit" else 224
+    vision = build_vision(preset.config()).eval()
+    with torch.no_grad():
+        features = extract_features(vision, torch.zeros(1, 3, size, size), None, preset.vision_feature)
+    assert features.shape == (1, preset.num_patches, preset.image_feature_size)
+
+
+def test_the_model_learns_its_width_from_the_backbone():
+    model = tiny_model(vision_config=vision_config())
+    assert model.config.image_feature_size == model.encoder.fusion.image_size == 16
+    assert model.encode_images(torch.zeros(2, 3, IMAGE, IMAGE))[0].shape == (2, 5, 16)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_frozen_backbone_is_in_no_gradient_and_no_training_mode(training):
+    model = tiny_model(vision_config=vision_config()).train(training)
+    assert model.encoder.fusion.training is training
+    assert not any(module.training for module in model.encoder.vision.modules())
+    assert not any(parameter.requires_grad for parameter in model.encoder.vision.parameters())
+
+
+def test_an_unfrozen_backbone_trains():
+    model = tiny_model(vision_config=vision_config(), freeze_vision=False).train()
+    assert model.encoder.vision.training
+    ids = torch.tensor([[5, 6, 1]])
+    model(input_ids=ids, pixel_values=torch.randn(1, 3, IMAGE, IMAGE), labels=ids).loss.backward()
+    patches = model.encoder.vision.embeddings.patch_embeddings.projection.weight
+    assert patches.grad.abs().sum() > 0
+
+
+def test_pixels_without_a_backbone_are_refused():
+    with pytest.raises(ValueError, match="vision_config"):
+        tiny_model()(input_ids=torch.tensor([[1]]), pixel_values=torch.zeros(1, 3, 8, 8), labels=torch.tensor([[1]]))
