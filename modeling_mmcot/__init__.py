@@ -32,6 +32,7 @@ def register_auto_classes() -> None:
     """Makes AutoConfig, AutoModel… and AutoProcessor know this package's classes; done on first use of any of them."""
     from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoModelForSeq2SeqLM, AutoProcessor
 
+    importlib.import_module(".processing", __name__).register_image_processor()
     stage, two_stage = _load("MMCoTConfig"), _load("MMCoTTwoStageConfig")
     for config in (stage, two_stage):
         AutoConfig.register(config.model_type, config, exist_ok=True)

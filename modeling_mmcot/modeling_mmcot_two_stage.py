@@ -125,6 +125,26 @@ class MMCoTModel(CompleteSaveMixin, PreTrainedModel, GenerationMixin):
             raise ValueError(f"There is no stage {stage!r}: choose one of {', '.join(STAGES)}")
         return getattr(self, stage)
 
+    def stage_alone(self, stage: str) -> MMCoTForConditionalGeneration:
+        """A stage as a model of its own, the backbone inside; it shares its weights with this one.
+
+        Save it, and it loads as `AutoModelForSeq2SeqLM` or `AutoModelForImageTextToText`.
+        """
+        config = copy.deepcopy(self.get_stage(stage).config)
+        config.vision_config = copy.deepcopy(self.config.vision_config)
+        config.vision_feature, config.freeze_vision = self.config.vision_feature, self.config.freeze_vision
+        with torch.device("meta"):  # only the frame, as in `from_stages`
+            alone = MMCoTForConditionalGeneration(config)
+        source = self.get_stage(stage)
+        alone.shared, alone.decoder, alone.lm_head = source.shared, source.decoder, source.lm_head
+        for name, module in source.encoder.named_children():
+            if name != "vision":
+                setattr(alone.encoder, name, module)
+        alone.encoder.vision = self.vision
+        alone.generation_config = copy.deepcopy(self.generation_config)
+        alone.processor, alone._companion_files = self.processor, self._companion_files
+        return alone.train(self.training)
+
     def get_input_embeddings(self):
         return self.rationale.get_input_embeddings()
 

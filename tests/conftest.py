@@ -25,3 +25,19 @@ def tiny_tokenizer():
 
     texts = [part for problem in generate_problems(200, seed=0) for part in build_prompt(problem, "QCM-LE")]
     return train_tokenizer([*texts, "Answer: The answer is (A)."])
+
+
+@pytest.fixture(scope="session")
+def two_stage_repository(tiny_tokenizer, tmp_path_factory) -> Path:
+    """A saved two-stage repository with small random networks and a small vision backbone."""
+    from two_stage_models import make_stage
+
+    from mmcot import MMCoTModel, MMCoTProcessor
+    from mmcot.processing import image_processor_for
+
+    processor = MMCoTProcessor(image_processor_for(64), tiny_tokenizer, max_source_length=200)
+    model = MMCoTModel.from_stages(make_stage(processor, 0), make_stage(processor, 1), processor)
+    model.generation_config.max_new_tokens = 12
+    folder = tmp_path_factory.mktemp("two_stage") / "repository"
+    model.save_pretrained(folder)
+    return folder

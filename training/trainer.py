@@ -8,8 +8,8 @@ class StageTrainer(Seq2SeqTrainer):
 
     Args:
         position_bias_lr: learning rate of T5's relative position biases, as a multiple of the others'. Adam moves a
-            weight by about the learning rate a step, and these biases have to reach several units before a head attends
-            by position: a network from scratch waits long for them. 1 for networks that are pretrained.
+            weight by about the learning rate a step, and these biases have to reach several units before a head
+            attends by position: a network from scratch waits long for them. 1 for networks that are pretrained.
     """
 
     def __init__(self, *args, position_bias_lr: float = 1.0, **kwargs):

@@ -1,4 +1,4 @@
-"""A saved folder is a whole repository: it loads where this package isn't installed, and survives being saved again."""
+"""A saved folder is a whole repository: it loads where this package is not installed, and can be saved again."""
 
 import json
 import os

@@ -5,7 +5,6 @@ import json
 
 import pytest
 import torch
-
 from two_stage_models import SIZES, make_stage
 
 from mmcot import MMCoTConfig, MMCoTForConditionalGeneration, MMCoTModel, MMCoTProcessor

@@ -1,0 +1,27 @@
+"""Small random two-stage models whose outputs differ from problem to problem."""
+
+import torch
+
+from mmcot import MMCoTConfig, MMCoTForConditionalGeneration
+
+SIZES = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+VISION = {
+    "model_type": "vit",
+    "hidden_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "image_size": 64,
+    "patch_size": 16,
+}
+
+
+def make_stage(processor, seed, **settings):
+    torch.manual_seed(seed)
+    settings = {"vision_config": VISION, "max_source_length": 200, **settings}
+    model = MMCoTForConditionalGeneration(MMCoTConfig(vocab_size=len(processor.tokenizer), **SIZES, **settings))
+    with torch.no_grad():  # an untrained decoder repeats one token; larger weights make outputs that differ
+        for name, weight in model.named_parameters():
+            if "vision" not in name and weight.dim() > 1:
+                weight.mul_(2.0)
+    return model.eval()
