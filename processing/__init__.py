@@ -24,14 +24,14 @@ __all__ = [*_LAZY, "PROMPT_FORMATS", "build_prompt", "option_letter", "parse_ans
 def __getattr__(name: str):
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    _register_image_processor()
+    register_image_processor()
     if name == "MMCoTProcessor":  # its tokenizer's loading looks at the model's configuration
         importlib.import_module(__package__.rpartition(".")[0]).register_auto_classes()
     return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
 
 
 @functools.cache
-def _register_image_processor() -> None:
+def register_image_processor() -> None:
     """Let AutoImageProcessor load saved folders with our own class, without trusting the code files in them.
 
     Not done by the module itself, whose copies on the Hub would then replace one another.

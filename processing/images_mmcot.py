@@ -103,9 +103,11 @@ class MMCoTImageProcessor(PilBackend):
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "auto_map": {"AutoImageProcessor": "images_mmcot.MMCoTImageProcessor"}}
 
-    def save_pretrained(self, save_directory, **kwargs):
-        saved = super().save_pretrained(save_directory, **kwargs)
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
+        saved = super().save_pretrained(save_directory)
         copy_code(save_directory)
+        if push_to_hub:  # only now, or the code files would stay behind
+            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
         return saved
 
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from PIL import Image
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoImageProcessor, PreTrainedTokenizerFast
 
 from mmcot.processing import MMCoTProcessor, build_prompt, image_processor_for
 from mmcot.training.tokenizer import train_tokenizer
@@ -51,24 +51,31 @@ def real(shared_dir):
 
 def test_ids_equal_those_of_the_joined_text_on_real_problems(real):
     processor, problems = real
-    closing = processor.answer_token_ids()["answer_suffix_ids"]
     short = 0
-    for problem in problems:
-        for stage, prompt_format in (("rationale", "QCM-E"), ("answer", "QCMG-A")):
-            source, target = build_prompt(problem, prompt_format)
+    for stage, prompt_format in (("rationale", "QCM-E"), ("answer", "QCMG-A")):
+        sources, targets = zip(*(build_prompt(problem, prompt_format) for problem in problems), strict=True)
+        wholes = processor.tokenizer(list(sources), verbose=False)["input_ids"]
+        labels = processor.tokenizer(list(targets))["input_ids"]
+        for problem, whole, label in zip(problems, wholes, labels, strict=True):
             encoded = processor.encode(problem, stage, target=True)
-            whole = processor.tokenizer(source, verbose=False)["input_ids"]
-            assert encoded["labels"] == processor.tokenizer(target)["input_ids"]
+            assert encoded["labels"] == label
             if len(whole) <= 512:
                 short += 1
                 assert encoded["input_ids"] == whole
-        # whatever its length: prefix + rationale + closing, as a model puts them together
-        rationale = build_prompt(problem, "QCM-LE")[1]
-        prefix = processor(problem)["answer_input_ids"][0].tolist()
-        middle = processor.tokenizer(rationale, add_special_tokens=False)["input_ids"]
+    assert len(problems) == 1174 and short > 2200
+
+
+def test_prefix_rationale_and_closing_make_the_source_on_real_problems(real):
+    """Whatever its length: what a model puts together from ids is what `encode` gives for the text."""
+    processor, problems = real
+    closing = processor.answer_token_ids()["answer_suffix_ids"]
+    batch = processor(problems)
+    rationales = [build_prompt(problem, "QCM-LE")[1] for problem in problems]
+    middles = processor.tokenizer(rationales, add_special_tokens=False)["input_ids"]
+    for row, (problem, rationale, middle) in enumerate(zip(problems, rationales, middles, strict=True)):
+        prefix = batch["answer_input_ids"][row][batch["answer_attention_mask"][row].bool()].tolist()
         joined = prefix + middle[: 512 - len(prefix) - len(closing)] + closing
         assert processor.encode(problem, "answer", rationale)["input_ids"] == joined
-    assert len(problems) == 1174 and short > 2200
 
 
 def test_plain_truncation_is_the_originals(real):
@@ -315,27 +322,32 @@ def test_rationale_is_readable_with_t5s_vocabulary_too(real):
 # ---- saving and loading ----
 
 
-@pytest.mark.parametrize("preset", [16, None])
-def test_saved_folder_loads_where_the_package_is_not_installed(tokenizer, tmp_path, preset):
-    image_processor = None if preset is None else image_processor_for(preset)
-    processor = MMCoTProcessor(image_processor, tokenizer, max_source_length=99, use_caption=True)
-    processor.save_pretrained(tmp_path / "first")
-    again = MMCoTProcessor.from_pretrained(tmp_path / "first")
-    assert again.to_dict() == processor.to_dict()
-    problem = {**PROBLEM, "image": [[255, 0, 0]]}
-    expected = {name: values.tolist() for name, values in processor({**problem, "image": None}).items()}
+def test_saved_folder_loads_where_the_package_is_not_installed(tokenizer, tmp_path):
+    PROBLEM["image"].save(tmp_path / "image.png")
+    problem = {**PROBLEM, "image": str(tmp_path / "image.png")}
+    expected = []
+    for name, image_processor in (("with", image_processor_for("clip")), ("without", None)):
+        processor = MMCoTProcessor(image_processor, tokenizer, max_source_length=99, use_caption=True)
+        processor.save_pretrained(tmp_path / name / "first")
+        assert MMCoTProcessor.from_pretrained(tmp_path / name / "first").to_dict() == processor.to_dict()
+        expected.append({key: values.tolist() for key, values in processor(problem).items()})
     code = """
 import json, os, sys
 sys.modules["mmcot"] = None  # not importable
 folder, problem = sys.argv[1], json.loads(sys.argv[2])
-from transformers import AutoProcessor
-processor = AutoProcessor.from_pretrained(folder + "/first", trust_remote_code=True)
-processor.save_pretrained(folder + "/second")
-del processor
-processor = AutoProcessor.from_pretrained(folder + "/second", trust_remote_code=True)
-assert type(processor).__module__.startswith("transformers_modules"), type(processor)
-assert sorted(os.listdir(folder + "/first")) == sorted(os.listdir(folder + "/second"))
-print(json.dumps({name: values.tolist() for name, values in processor({**problem, "image": None}).items()}))
+from transformers import AutoImageProcessor, AutoProcessor
+results = []
+for name in ("with/", "without/"):
+    first, second = folder + "/" + name + "first", folder + "/" + name + "second"
+    AutoProcessor.from_pretrained(first, trust_remote_code=True).save_pretrained(second)
+    processor = AutoProcessor.from_pretrained(second, trust_remote_code=True)
+    assert type(processor).__module__.startswith("transformers_modules"), type(processor)
+    assert sorted(os.listdir(first)) == sorted(os.listdir(second))
+    results.append({key: values.tolist() for key, values in processor(problem).items()})
+images = AutoImageProcessor.from_pretrained(folder + "/with/second", trust_remote_code=True)
+values = images(processor.load_images(problem), return_tensors="pt")["pixel_values"]
+assert values.tolist() == results[0]["pixel_values"]
+print(json.dumps(results))
 """
     environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "PATH": "", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -347,3 +359,8 @@ print(json.dumps({name: values.tolist() for name, values in processor({**problem
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout.splitlines()[-1]) == expected
+
+
+def test_auto_classes_need_no_trust_where_the_package_is_in_use(processor, tmp_path):
+    processor.save_pretrained(tmp_path)
+    assert type(AutoImageProcessor.from_pretrained(tmp_path)) is type(processor.image_processor)
