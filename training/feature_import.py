@@ -1,8 +1,9 @@
 """The original project's released image features (detr.npy, clip.npy, resnet.npy, vit.pth) in our cache.
 
-The files hold one array (rows, patches, width) in fp32, name_map.json says which row belongs to which question. The
-pictures themselves aren't there, so the cache's keys are question ids, "id:123". Files are read in pieces: vit.pth has
-6.7 GB and resnet.npy 47 GB, 511 parts in 512 of which are repetition.
+The files hold one array (rows, patches, width), name_map.json says which row belongs to which question. The pictures
+themselves aren't there, so the cache's keys are question ids, "id:123". Files are read in pieces: vit.pth has 6.7 GB.
+ResNet's vector stands there once (rows, width), as released, or repeated 512 times, as the original's code uses it:
+47 GB, 511 parts in 512 of which are repetition.
 """
 
 import json
@@ -21,7 +22,10 @@ from .feature_shards import FeatureWriter, shard_paths, write_index
 CHUNK_BYTES = 16 * 2**20
 REPEATED = {"resnet": 512}  # the original repeats the one ResNet vector so many times
 _PRESET_SHAPES = {
-    name: (REPEATED.get(name, preset.num_patches), preset.image_feature_size)
+    name: {
+        (patches, preset.image_feature_size)
+        for patches in (REPEATED.get(name, preset.num_patches), preset.num_patches)
+    }
     for name, preset in VISION_PRESETS.items()
 }
 
@@ -119,7 +123,7 @@ def checkpoint_feature_size(folder: str | Path) -> int:
 
 
 def _opener(path: Path) -> Callable[[], np.ndarray | torch.Tensor]:
-    """A function that maps the file's array into memory, anew at each call."""
+    """A function that maps the file's array (rows, patches, width) into memory, anew at each call."""
     if path.suffix == ".npy":
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -127,7 +131,7 @@ def _opener(path: Path) -> Callable[[], np.ndarray | torch.Tensor]:
             raise ValueError(f"{path}: not a .npy file of numbers ({error})") from None
         if array.dtype.kind != "f":
             raise ValueError(f"{path}: holds {array.dtype}, not floating-point numbers")
-        return lambda: np.load(path, mmap_mode="r", allow_pickle=False)
+        return lambda: _with_patches(np.load(path, mmap_mode="r", allow_pickle=False))
     if path.suffix not in (".pth", ".pt"):
         raise ValueError(f"{path}: expected a .npy, .pth or .pt file")
 
@@ -141,7 +145,12 @@ def _opener(path: Path) -> Callable[[], np.ndarray | torch.Tensor]:
         raise ValueError(f"{path}: can't be mapped into memory as plain tensors: {reason:.200}") from None
     if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
         raise ValueError(f"{path}: holds a {type(tensor).__name__}, not one tensor of floating-point numbers")
-    return load
+    return lambda: _with_patches(load())
+
+
+def _with_patches(array):
+    """A view of (rows, width), one vector a picture, as (rows, 1, width); others as they are."""
+    return array[:, None] if array.ndim == 2 else array
 
 
 def _row(array: np.ndarray | torch.Tensor, row: int) -> torch.Tensor:
@@ -155,7 +164,7 @@ def _check_shape(path: Path, shape: tuple, backbone: str | None, checkpoint, wid
         raise ValueError(f"{path}: has shape {shape}; released features are (rows, patches, width)")
     if backbone is not None and backbone not in _PRESET_SHAPES:
         raise ValueError(f"{path}: --backbone {backbone!r} must be one of {', '.join(_PRESET_SHAPES)} here")
-    known = {expected: name for name, expected in _PRESET_SHAPES.items()}
+    known = {expected: name for name, shapes in _PRESET_SHAPES.items() for expected in shapes}
     if width is not None:
         if shape[2] != width:
             raise ValueError(
@@ -164,10 +173,13 @@ def _check_shape(path: Path, shape: tuple, backbone: str | None, checkpoint, wid
             )
         return backbone or known.get(shape[1:], path.stem)
     found = f"{path}: its features are {shape[1:]} (patches, width)"
-    if backbone is not None and shape[1:] != _PRESET_SHAPES[backbone]:
-        raise ValueError(f"{found}, but those of {backbone} are {_PRESET_SHAPES[backbone]}")
+    if backbone is not None and shape[1:] not in _PRESET_SHAPES[backbone]:
+        expected = " or ".join(map(str, sorted(_PRESET_SHAPES[backbone])))
+        raise ValueError(f"{found}, but those of {backbone} are {expected}")
     if shape[1:] not in known:
-        expected = ", ".join(f"{name} {expected}" for expected, name in known.items())
+        expected = ", ".join(
+            f"{name} {expected}" for expected, name in sorted(known.items(), key=lambda item: item[1])
+        )
         hint = ""
         if shape[1:] == (577, 768):
             hint = "; a vit.npy of this shape circulates, made by another ViT than the checkpoints were trained with"

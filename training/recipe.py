@@ -58,7 +58,7 @@ class Recipe:
         data_license: licence of own data, and so of the weights, for the model card; known for ScienceQA.
         train_split, eval_split, test_split: names of the splits; evaluation and test may be null.
         max_train_samples, max_eval_samples, max_test_samples: take only the first so many.
-        image_rule: "all" pictures of a problem, or the "original" project's choice.
+        image_rule: "all" pictures of a problem, the "original" project's choice, or "none" (see `load_problems`).
         stages: "both", "rationale" or "answer".
         model: a checkpoint (T5, FLAN-T5, UnifiedQA, or one of ours), or the sizes of a fresh network as `T5Config` has
             them.
@@ -149,7 +149,7 @@ def from_dict(values: dict[str, Any]) -> Recipe:
     _check_training_keys({**training, **{k: v for o in overrides.values() for k, v in o.items() if k not in own}})
     choices = {
         "stages": ("both", *STAGES),
-        "image_rule": ("all", "original"),
+        "image_rule": ("all", "original", "none"),
         "protocol": ("generated", "teacher_forced"),
         "answer_mode": ("score", "generate"),
         "source_truncation": ("keep_ends", "end"),

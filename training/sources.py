@@ -2,8 +2,8 @@
 
 `load_problems` reads ScienceQA in its original folder layout (problems.json, pid_splits.json, captions.json, images/),
 ScienceQA as the Hub has it (parquet), a user's own JSON Lines, and the embedded data set. Every record is checked on
-the way, so that a bad one is named here and not hours later by a stack trace. Pictures stay paths or encoded bytes; the
-table lies memory-mapped in the cache of `datasets` and is built anew when a file of the source changes.
+the way, so that a bad one is named here and not hours later by a stack trace. Pictures stay paths or encoded bytes;
+the table lies memory-mapped in the cache of `datasets` and is built anew when a file of the source changes.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-IMAGE_RULES = ("all", "original")
+IMAGE_RULES = ("all", "original", "none")
 TEXT_COLUMNS = ("context", "lecture", "solution")  # empty when the source doesn't have them
 LABEL_COLUMNS = ("caption", "subject", "grade", "topic", "category", "skill")  # None when the source doesn't have them
 MAX_CHOICES = 26  # options are lettered A to Z
@@ -47,7 +47,8 @@ def load_problems(
         split: train, val, test, trainval, or another one in pid_splits.json; None for every problem. Where records
             don't say their split, the file's name does (`val.jsonl`, `test-00000-of-00001.parquet`).
         image_rule: "all" pictures of a question in order (image, image_2, …, choices), or the one that the "original"
-            project uses (image.png, or choice_0.png where only the choices are pictures).
+            project uses (image.png, or choice_0.png where only the choices are pictures); "none" leaves them out and
+            doesn't look for the files, for features that are cached by question id.
         require_answer: False admits questions without an answer; their `answer` is None.
 
     Raises:
@@ -244,6 +245,8 @@ def _read_original(folder: Path, split: str | None, image_rule: str) -> Iterator
 
 def _original_images(folder: Path, raw: dict, image_rule: str, where: str) -> list[dict]:
     """Pictures of one question of the original layout: image.png, image_2.png, …, choice_0.png, choice_1.png, …"""
+    if image_rule == "none":
+        return []
     found = {}
     if folder.is_dir():
         for path in folder.iterdir():
@@ -256,7 +259,12 @@ def _original_images(folder: Path, raw: dict, image_rule: str, where: str) -> li
             raise FileNotFoundError(f"{where}: its image {path} is missing")
         found[False, 0] = path
     paths = [found[order] for order in sorted(found)]
-    return [{"path": str(path), "bytes": None} for path in (paths if image_rule == "all" else paths[:1])]
+    return [{"path": str(path), "bytes": None} for path in _chosen(paths, image_rule)]
+
+
+def _chosen(images: list, image_rule: str) -> list:
+    """Those of a question's pictures that a rule takes."""
+    return images[: {"all": None, "original": 1, "none": 0}[image_rule]]
 
 
 def _wanted(split: str) -> tuple[str, ...]:
@@ -281,7 +289,9 @@ def _read_files(source: str, split: str | None, image_rule: str) -> Iterator[tup
             if raw.get("id") is None:
                 raw["id"] = f"{label}-{number:06d}"
             raw["split"] = own_split
-            raw["images"] = _image_references(raw, path.parent, where)[: 1 if image_rule == "original" else None]
+            images = _image_references(raw, path.parent, where)
+            raw["has_image"] = bool(images) if raw.get("has_image") is None else raw["has_image"]
+            raw["images"] = _chosen(images, image_rule)
             found[own_split] += 1
             yield where, raw
     if split is not None and not found:
@@ -371,5 +381,5 @@ def _read_embedded(source: str, split: str | None, image_rule: str) -> Iterator[
             options.get(name, options["n"]), seed=options["seed"], skills=options["skills"], split=name
         )
         for raw in problems:
-            images = raw["images"] if image_rule == "all" else raw["images"][:1]
-            yield f"{source}: problem {raw['id']}", {**raw, "images": images}
+            images = _chosen(raw["images"], image_rule)
+            yield f"{source}: problem {raw['id']}", {**raw, "images": images, "has_image": bool(raw["images"])}

@@ -6,6 +6,8 @@ from typing import Any
 import datasets
 import torch
 
+from mmcot.training.feature_cache import problem_keys
+
 
 def stage_dataset(
     problems: datasets.Dataset,

@@ -113,7 +113,7 @@ class Run:
 
         recipe = self.recipe.for_stage(stage)
         set_seed(recipe.training.get("seed", 42))
-        width = None if self.features is None else self.features.width
+        width = None if self.features is None else self.features.image_feature_size
         model = build_stage_model(recipe, stage, len(self.processor.tokenizer), width)
         if not train:
             return model

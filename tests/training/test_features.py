@@ -449,6 +449,13 @@ def test_import_of_repeated_resnet_vectors(tmp_path):
         import_original(path, name_map, tmp_path / "other")
 
 
+def test_import_of_the_released_resnet_file_which_has_one_vector_a_picture(tmp_path):
+    path, name_map, array = released(tmp_path, (3, 1, 2048))
+    np.save(path, array[:, 0])
+    cache = import_original(path, name_map, tmp_path / "cache", dtype="float32")
+    assert cache.info["backbone"] == "resnet" and torch.equal(cache.get("id:898"), torch.from_numpy(array[2]))
+
+
 def test_import_refuses_what_does_not_fit(tmp_path):
     path, name_map, _ = released(tmp_path, (2, 577, 768))
     with pytest.raises(ValueError, match=r"features are \(577, 768\).*vit \(145, 1024\).*circulates"):

@@ -272,3 +272,14 @@ def test_embedded_options_are_checked(source, message):
 def test_importing_the_module_is_cheap():
     code = "import sys, mmcot.training.sources; assert not {'torch', 'datasets', 'pyarrow'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_without_pictures_their_files_are_not_asked_for(tmp_path):
+    problem = {"question": "Which?", "choices": ["a", "b"], "answer": 0, "image": "image.png", "split": "test"}
+    (tmp_path / "problems.json").write_text(json.dumps({"4": problem}))
+    with pytest.raises(FileNotFoundError, match="problem 4: its image .* is missing"):
+        load_problems(tmp_path)
+    [record] = load_problems(tmp_path, image_rule="none")
+    assert record["images"] == [] and record["has_image"]
+    with_pictures = load_problems("embedded:n=30,seed=1")["has_image"]
+    assert load_problems("embedded:n=30,seed=1", image_rule="none")["has_image"] == with_pictures
