@@ -5,6 +5,7 @@ The original keeps its fusion at the top level (`image_dense.*`, the paper's fir
 """
 
 import contextlib
+import copy
 import dataclasses
 import json
 import pickle
@@ -69,7 +70,7 @@ def convert_original_state_dict(state_dict: dict[str, torch.Tensor]) -> dict[str
 
 
 def load_t5_checkpoint(cls, load, name_or_path, *model_args, config=None, **kwargs):
-    """`from_pretrained` for what may be a T5 or an original checkpoint; this package's own go straight to `load`.
+    """`from_pretrained` for what may be a T5 or an original checkpoint; this package's own `load` as they are.
 
     Args:
         cls: the model class.
@@ -85,9 +86,13 @@ def load_t5_checkpoint(cls, load, name_or_path, *model_args, config=None, **kwar
         raw, _ = PreTrainedConfig.get_config_dict(name_or_path, **hub)
     except OSError:  # an adapter's folder, a GGUF file, nothing at all: transformers knows or says it better
         raw = {"model_type": cls.config_class.model_type}
+    give_info = kwargs.pop("output_loading_info", False)
     if raw.get("model_type") == cls.config_class.model_type:
-        return load(name_or_path, *model_args, config=config, **kwargs)
-    if raw.get("model_type") not in (None, "t5"):
+        model, info = load(name_or_path, *model_args, config=config, output_loading_info=True, **kwargs)
+        if not any(is_original_key(key) for key in info["unexpected_keys"]):
+            return (model, info) if give_info else model
+        # our configuration beside the original's weights
+    elif raw.get("model_type") not in (None, "t5"):
         raise ValueError(f"{name_or_path} is a {raw['model_type']} model; {cls.__name__} starts from T5 checkpoints")
 
     files = _weight_files(name_or_path, hub)
@@ -98,7 +103,6 @@ def load_t5_checkpoint(cls, load, name_or_path, *model_args, config=None, **kwar
         raise ValueError(
             f"{name_or_path} says it is a {raw['architectures'][0]}, but holds no fusion of image and text"
         )
-    give_info = kwargs.pop("output_loading_info", False)
     kwargs["weights_only"] = True
     if original:
         state_dict = convert_original_state_dict(_read_state_dict(files))
@@ -172,7 +176,7 @@ def _read_state_dict(files: list[str]) -> dict[str, torch.Tensor]:
 def _t5_config(cls, raw: dict, config, kwargs: dict):
     """The configuration: the one given, or T5's with this package's fields from `kwargs` (which they leave)."""
     if isinstance(config, PreTrainedConfig):
-        return config
+        return copy.deepcopy(config)
     if config is not None:
         return cls.config_class.from_pretrained(config)
     names = {field.name for field in dataclasses.fields(cls.config_class)} - {"dtype"}
