@@ -67,9 +67,8 @@ def _show_magnets(rng, asked, choices, answer):
     outer = {"N": "S", "S": "N"}
     name = {"N": "north", "S": "south"}
     solution = (
-        f"In the picture, the {name[left]} pole of one magnet is closest to the {name[right]} pole of the other. "
-        f"Poles that are {'the same' if same else 'different'} {choices[answer]}. "
-        f"So, these magnets will {choices[answer]}."
+        f"In the picture, the {name[left]} pole of one magnet faces the {name[right]} pole of the other. "
+        f"So, these magnets {choices[answer]} each other."
     )
     return [pictures.draw_magnets(rng, outer[left] + left + right + outer[right])], solution
 
@@ -92,7 +91,7 @@ def _show_layers(rng, asked, choices, answer):
     order = [*others, right] if oldest else [right, *others]
     solution = (
         f"In the picture, the {right} layer is at the {'bottom' if oldest else 'top'}. "
-        f"Lower layers formed first. So, the {asked.detail} layer is {right}."
+        f"So, the {asked.detail} layer is {right}."
     )
     return [pictures.draw_layers(rng, order)], solution
 
@@ -102,21 +101,20 @@ def _ask_balance(rng):
     first, second = rng.sample(BASIC_COLORS, 2)
     return Asked(
         f"Which block is {which}?",
-        [f"the {first} block", f"the {second} block"],
+        [f"{first} block", f"{second} block"],
         caption="Two blocks stand on a pair of scales.",
         detail=which,
     )
 
 
 def _show_balance(rng, asked, choices, answer):
-    right = choices[answer].split()[1]
-    other = choices[1 - answer].split()[1]
+    right, other = (choices[i].split()[0] for i in (answer, 1 - answer))
     heavy = asked.detail == "heavier"
     left_block, right_block = rng.sample([right, other], 2)
     image = pictures.draw_balance(rng, left_block, right_block, lower=right if heavy else other)
     solution = (
         f"In the picture, the side with the {right} block is {'lower' if heavy else 'higher'}. "
-        f"The heavier side of the scales goes down. So, the {right} block is {asked.detail}."
+        f"So, the {right} block is {asked.detail}."
     )
     return [image], solution
 
@@ -136,7 +134,7 @@ def _show_concentration(rng, asked, choices, answer):
     low, high = sorted(rng.sample(range(1, 9), 2))
     left, right = {"Solution A": (high, low), "Solution B": (low, high)}.get(choices[answer], (low, low))
     if left == right:
-        end = "So, their concentrations are the same and the answer is neither."
+        end = f"So, the answer is {choices[answer]}."
     else:
         end = f"So, {choices[answer]} has a higher concentration."
     solution = (
@@ -156,7 +154,7 @@ def _ask_flower(rng):
 
 def _show_flower(rng, asked, choices, answer):
     color = choices[answer].split()[0]
-    solution = f"In the picture, the petals of the flower are {color}. So, this flower has {color} petals."
+    solution = f"In the picture, the petals are {color}. So, this flower has {color} petals."
     return [pictures.draw_flower(rng, color)], solution
 
 
@@ -203,7 +201,7 @@ def _ask_map(rng):
     direction = rng.choice(list(_DIRECTIONS))
     return Asked(
         f"Which town is farthest {direction}?",
-        [f"the {color} town" for color in _some_colors(rng)],
+        [f"{color} town" for color in _some_colors(rng)],
         caption="A map with towns and an arrow that points to the north.",
         detail=direction,
     )
@@ -211,7 +209,7 @@ def _ask_map(rng):
 
 def _show_map(rng, asked, choices, answer):
     side, distance = _DIRECTIONS[asked.detail]
-    colors = [choice.split()[1] for choice in choices]
+    colors = [choice.split()[0] for choice in choices]
     cells = [(column, row) for column in range(4) for row in range(4) if (column, row) != (0, 3)]  # the arrow's corner
     gap = 0.0
     while gap < 0.12:  # so that the picture leaves no doubt about the first
@@ -222,9 +220,8 @@ def _show_map(rng, asked, choices, answer):
     order = rng.sample(list(towns), len(towns))
     image = pictures.draw_map(rng, {color: towns[color] for color in order})
     solution = (
-        f"The arrow shows that north is at the top. So, {asked.detail} is at the {side} of the map. "
-        f"The {colors[answer]} dot is nearest to the {side}. "
-        f"So, {choices[answer]} is farthest {asked.detail}."
+        f"In the picture, the {colors[answer]} dot is nearest to the {side}. "
+        f"So, the {choices[answer]} is farthest {asked.detail}."
     )
     return [image], solution
 
@@ -317,7 +314,7 @@ def _ask_tense(rng):
     return Asked(
         f"Which tense does the sentence use? {who} {form} {what}.",
         [tense, *(t for t in ("past tense", "present tense", "future tense") if t != tense)],
-        solution=f"The verb in the sentence is {form}. So, the sentence is in {tense}.",
+        solution=f"The verb is {form}. So, the sentence is in {tense}.",
     )
 
 
