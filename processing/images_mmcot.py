@@ -155,6 +155,24 @@ def image_references(problem: Mapping[str, Any]) -> list[Any]:
     return [reference for reference in given if reference is not None and not _is_empty(reference)]
 
 
+def image_rows(images: Any, num_texts: int | None) -> list[list]:
+    """Images in any layout as one list for each text."""
+    if getattr(images, "ndim", 0) == 4:  # a stack
+        images = list(images)
+    if not isinstance(images, list | tuple):
+        images = [images]
+    if any(image is None or isinstance(image, list | tuple) for image in images):
+        rows = [image if isinstance(image, list | tuple) else [] if image is None else [image] for image in images]
+    elif num_texts == 1:
+        rows = [images]
+    else:
+        rows = [[image] for image in images]
+    if num_texts is not None and len(rows) != num_texts:
+        raise ValueError(f"images for {len(rows)} texts, but there are {num_texts} texts")
+    # Arrays are left to the image processor, which knows their channels' order.
+    return [[image if hasattr(image, "ndim") else load_image(image) for image in row] for row in rows]
+
+
 def load_image(reference: Any) -> Image.Image:
     """One image as RGB, from a PIL image, an array (height, width[, channels]), a path, bytes, an http(s) or data URL,
     or `datasets`' undecoded {"path": …, "bytes": …}. Errors are those of whatever reads it."""

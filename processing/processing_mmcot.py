@@ -18,14 +18,14 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpa
 from transformers.tokenization_utils_base import TextInput
 from transformers.utils import PROCESSOR_NAME
 
-from .images_mmcot import MMCoTImageProcessor, copy_code, load_image, load_images
+from .images_mmcot import MMCoTImageProcessor, copy_code, image_rows, load_images
 from .prompts_mmcot import (
-    INPUT_FORMATS,
     OPTION_LETTERS,
     build_prompt,
     option_letter,
     parse_answer,
     problem_name,
+    reads_rationale,
     source_segments,
     split_format,
 )
@@ -78,7 +78,7 @@ class MMCoTProcessor(ProcessorMixin):
         split_format(answer_format)
         if rationale_format is not None:
             split_format(rationale_format)
-            if not _reads_rationale(answer_format):
+            if not reads_rationale(answer_format):
                 raise ValueError(
                     f"two stages need an answer_format that reads the rationale (QCMG-A), not {answer_format!r}; "
                     "for a one-stage model give rationale_format=None"
@@ -143,7 +143,7 @@ class MMCoTProcessor(ProcessorMixin):
         data = self._encode_problems(problems, stage, rationales, text_kwargs)
         if self.image_processor is not None:
             if images is not None:
-                rows = _image_rows(images, len(problems))
+                rows = image_rows(images, len(problems))
             else:
                 rows = [load_images(problem) for problem in problems]
             data.update(self.encode_images(rows, **merged["images_kwargs"]))
@@ -341,7 +341,7 @@ class MMCoTProcessor(ProcessorMixin):
         middle = self._ids(" ".join(segment.text for segment in segments if segment.kind == "G"))
         if self.source_truncation == "keep_ends":
             budget = limit - len(closing_ids)
-            reserved = limit // 4 if _reads_rationale(prompt_format) else 0
+            reserved = limit // 4 if reads_rationale(prompt_format) else 0
             if len(prefix) > budget - reserved:
                 prefix = self._shorten(problem, head, budget - reserved)
             middle = middle[: budget - len(prefix)]
@@ -428,7 +428,7 @@ class MMCoTProcessor(ProcessorMixin):
             if self.image_processor is None:
                 raise ValueError("this processor has no image processor: its model reads text only")
             texts = None if text is None else 1 if isinstance(text, str) else len(text)
-            data.update(self.encode_images(_image_rows(images, texts), **merged["images_kwargs"]))
+            data.update(self.encode_images(image_rows(images, texts), **merged["images_kwargs"]))
         return BatchFeature(data, tensor_type=merged["text_kwargs"].get("return_tensors"))
 
     def encode_images(self, rows: list[list], **images_kwargs) -> dict[str, torch.Tensor]:
@@ -448,25 +448,3 @@ class MMCoTProcessor(ProcessorMixin):
                 placed[present] = values[: len(flat)]
                 data[name] = placed if count > 1 else placed[:, 0]
         return data
-
-
-def _reads_rationale(prompt_format: str) -> bool:
-    return "G" in INPUT_FORMATS[split_format(prompt_format)[0]]
-
-
-def _image_rows(images: Any, num_texts: int | None) -> list[list]:
-    """Images in any layout as one list for each text."""
-    if getattr(images, "ndim", 0) == 4:  # a stack
-        images = list(images)
-    if not isinstance(images, list | tuple):
-        images = [images]
-    if any(image is None or isinstance(image, list | tuple) for image in images):
-        rows = [image if isinstance(image, list | tuple) else [] if image is None else [image] for image in images]
-    elif num_texts == 1:
-        rows = [images]
-    else:
-        rows = [[image] for image in images]
-    if num_texts is not None and len(rows) != num_texts:
-        raise ValueError(f"images for {len(rows)} texts, but there are {num_texts} texts")
-    # Arrays are left to the image processor, which knows their channels' order.
-    return [[image if hasattr(image, "ndim") else load_image(image) for image in row] for row in rows]

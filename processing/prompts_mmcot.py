@@ -89,6 +89,11 @@ def split_format(prompt_format: str) -> tuple[str, str]:
     return source, target
 
 
+def reads_rationale(prompt_format: str) -> bool:
+    """Whether the source has a place for a rationale (G)."""
+    return "G" in INPUT_FORMATS[split_format(prompt_format)[0]]
+
+
 def build_prompt(
     problem: dict[str, Any], prompt_format: str, *, use_caption: bool = False, rationale: str | None = None
 ) -> tuple[str, str]:
@@ -113,11 +118,11 @@ def build_prompt(
     segments = source_segments(problem, prompt_format, use_caption=use_caption, rationale=rationale)
     source = " ".join(segment.text for segment in segments)
 
-    fields = _fields(problem, use_caption)
     template = OUTPUT_FORMATS[output]
-    if "{answer}" in template and fields["answer"] is None:
+    answer = _answer(problem) if "{answer}" in template else ""
+    if answer is None:
         return source, ""
-    target = template.format(**fields)
+    target = template.format(answer=answer, **_fields(problem, use_caption))
     if target.endswith("BECAUSE:"):
         target = target.replace("BECAUSE:", "")
     # The original cuts its own leading "Answer:" off with a replacement that also hits the texts.
@@ -139,8 +144,10 @@ def source_segments(
         if kind == "because":
             closing = "BECAUSE:" + closing
             continue
-        if kind == "A" and fields["answer"] is None:
-            raise ValueError(f"{problem_name(problem)}: the input format {layout} needs an answer, and there is none")
+        if kind == "A":
+            fields["answer"] = _answer(problem)
+            if fields["answer"] is None:
+                raise ValueError(f"{problem_name(problem)}: the input format {layout} needs an answer, and has none")
         given = kind == "G" and rationale is not None
         text = _collapse(rationale if given else _SEGMENTS[kind].format(**fields))
         if text:
@@ -160,34 +167,39 @@ def parse_answer(text: str | None, num_choices: int) -> int | None:
     return index if index < num_choices else None
 
 
-def _fields(problem: dict[str, Any], use_caption: bool) -> dict[str, str | None]:
-    """What the templates above are filled with."""
+def _fields(problem: dict[str, Any], use_caption: bool) -> dict[str, str]:
+    """What the templates above are filled with, the answer aside: a bad one is an error only where it is used."""
     context = problem.get("context")
     if context is None:
         context = problem.get("hint")
     caption = problem.get("caption") if use_caption else None
-    # An iterable may be a NumPy array (parquet), whose truth value is an error: compare with None only.
-    choices = problem.get("choices")
-    choices = [] if choices is None else list(choices)
-    answer = problem.get("answer")
-    if answer is not None:
-        if not 0 <= int(answer) < len(choices):
-            raise ValueError(
-                f"{problem_name(problem)}: answer {answer} is not the index of one of its {len(choices)} choices"
-            )
-        answer = f"({option_letter(int(answer))})"
     return {
         "question": problem.get("question") or "",
         "context": f"{context or ''} {caption or ''}".strip() or "N/A",
-        "options": " ".join(f"({option_letter(index)}) {choice}" for index, choice in enumerate(choices)),
-        "answer": answer,
+        "options": " ".join(f"({option_letter(index)}) {choice}" for index, choice in enumerate(_choices(problem))),
         "lecture": _escape_newlines(problem.get("lecture")),
         "solution": _escape_newlines(problem.get("solution")),
     }
 
 
+def _choices(problem: dict[str, Any]) -> list[str]:
+    # They may be a NumPy array (from parquet), whose truth value is an error: compare with None only.
+    choices = problem.get("choices")
+    return [] if choices is None else list(choices)
+
+
+def _answer(problem: dict[str, Any]) -> str | None:
+    """ "(B)", or None for a problem without an answer."""
+    answer, count = problem.get("answer"), len(_choices(problem))
+    if answer is None:
+        return None
+    if not 0 <= int(answer) < count:
+        raise ValueError(f"{problem_name(problem)}: answer {answer} is not the index of one of its {count} choices")
+    return f"({option_letter(int(answer))})"
+
+
 def _escape_newlines(text: str | None) -> str:
-    """A newline becomes the two characters \\n, which survive the white-space rule (and T5's vocabulary)."""
+    """A newline becomes the two characters \\n, which survive the white-space rule (T5 reads the first as <unk>)."""
     return (text or "").replace("\n", "\\n")
 
 

@@ -109,6 +109,7 @@ def test_errors_say_which():
         build_prompt(PROBLEM, "QCX-A")
     with pytest.raises(ValueError, match="problem 7: answer 2 is not the index of one of its 2 choices"):
         build_prompt({**PROBLEM, "answer": 2}, "QCM-A")
+    assert build_prompt({**PROBLEM, "answer": -1}, "QCM-E")[0] == f"{HEAD} Solution:"  # which doesn't tell the answer
     with pytest.raises(ValueError, match="at most 26"):
         option_letter(26)
 
