@@ -144,12 +144,14 @@ class FeatureCache:
         patches = max([1, *totals])
         features = torch.empty(len(keys), patches, self.image_feature_size, dtype=self.dtype)
         raw = features.view(torch.uint8).numpy()  # (batch, patches, bytes of a patch)
+        reads = []
         for target, row, total in zip(raw, pictures, totals, strict=True):
             end = 0
-            for shard_number, first, count in row:
-                self._copy(shard_number, first, target[end : end + count])
+            for shard, first, count in row:
+                reads.append((shard, first, target[end : end + count]))
                 end += count
             target[total:] = 0
+        self._read(reads)
         mask = torch.arange(patches)[None] < torch.tensor(totals, dtype=torch.int64)[:, None]  # (batch, patches)
         return {"image_features": features if dtype is None else features.to(dtype), "image_attention_mask": mask}
 
@@ -166,18 +168,30 @@ class FeatureCache:
         short = [key if len(key.encode()) <= known.dtype.itemsize else "" for key in keys]
         return self._find(short)
 
-    def _copy(self, shard: int, first: int, target: np.ndarray) -> None:
-        """Copy patches from `first` on into `target` (patches, bytes of a patch)."""
+    def _read(self, reads: list[tuple[int, int, np.ndarray]]) -> None:
+        """Copy patches out of the shards; per read: shard, first patch, and where to, (patches, bytes of a patch)."""
+        places = []
+        for shard, first, target in reads:
+            mapped, offset = self._map(shard)
+            offset += first * target.shape[1]
+            places.append((mapped, offset))
+            if hasattr(mmap, "MADV_WILLNEED"):  # one request for the lot, where page faults would fetch bit by bit
+                page = offset - offset % mmap.PAGESIZE
+                mapped.madvise(mmap.MADV_WILLNEED, page, offset + target.size - page)
+        for (mapped, offset), (_, _, target) in zip(places, reads, strict=True):
+            target[:] = np.frombuffer(mapped, np.uint8, target.size, offset).reshape(target.shape)
+        if hasattr(mmap, "MADV_DONTNEED"):  # else resident memory would grow to the size of all that was ever read
+            for shard in {shard for shard, _, _ in reads}:
+                self._map(shard)[0].madvise(mmap.MADV_DONTNEED)  # all of it: the kernel maps more than was asked for
+
+    def _map(self, shard: int) -> tuple[mmap.mmap, int]:
+        """A shard's file and where its features begin."""
         if shard not in self._maps:
             with self._shards[shard].open("rb") as file:
                 header, offset = read_header(file)
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             self._maps[shard] = mapped, offset + header["features"]["data_offsets"][0]
-        mapped, offset = self._maps[shard]
-        offset += first * target.shape[1]
-        target[:] = np.frombuffer(mapped, np.uint8, target.size, offset).reshape(target.shape)
-        if hasattr(mmap, "MADV_DONTNEED"):  # else resident memory would grow to the size of all that was ever read
-            mapped.madvise(mmap.MADV_DONTNEED)  # the whole file: the kernel maps more than was asked for
+        return self._maps[shard]
 
 
 def problem_keys(problem: dict, cache: FeatureCache) -> list[str]:
