@@ -1,0 +1,137 @@
+"""Every shipped recipe and launch configuration is read; the ablations run, at tiny sizes, on embedded data."""
+
+import json
+
+import pytest
+import torch
+import yaml
+
+from mmcot.training.recipe import RECIPES, Recipe, load_recipe
+
+NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+ACCELERATE = sorted((RECIPES.parent / "accelerate").glob("*.yaml"))
+T5 = {"d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+# a picture becomes 2 x 2 patches and a class token
+VIT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+VIT |= {"model_type": "vit", "image_size": 32, "patch_size": 16}
+TINY = {
+    "data": "embedded:n=8",
+    "model": T5,
+    "tokenizer": "train",
+    "vision": VIT,
+    "features": None,
+    "max_steps": 2,
+    "max_source_length": 160,
+    "max_target_length": 48,
+    "max_new_tokens": 4,
+    "answer.max_target_length": 48,
+    "per_device_train_batch_size": 4,
+    "per_device_eval_batch_size": 8,
+    "gradient_accumulation_steps": 1,
+    "eval_strategy": "no",
+    "save_strategy": "no",
+    "max_eval_samples": 2,
+    "use_cpu": True,
+    "disable_tqdm": True,
+}
+
+
+def run_tiny(name: str, folder, **changes) -> dict:
+    """The results of a shipped recipe with everything large made small."""
+    from mmcot.training.train import run_recipe
+
+    values = {**TINY, "output_dir": str(folder / name), **changes}
+    return run_recipe(load_recipe(name, [f"{key}={json.dumps(value)}" for key, value in values.items()]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shipped_recipe_is_read(name):
+    recipe = load_recipe(name)
+    assert isinstance(recipe, Recipe) and recipe.output_dir == f"runs/{name}"
+    for stage in ("rationale", "answer"):
+        of_stage = recipe.for_stage(stage)
+        assert isinstance(of_stage.training.get("learning_rate"), float)
+        assert of_stage.protocol == ("teacher_forced" if name.endswith("v1") else "generated")
+    assert recipe.one_stage == name.startswith("one-stage")
+
+
+def test_recipes_hold_the_papers_settings():
+    v1, large, v5 = load_recipe("base-v1"), load_recipe("large-v1"), load_recipe("base-v5")
+    assert (v1.model, v1.vision, v1.rationale_format, v1.use_caption) == (
+        "allenai/unifiedqa-t5-base",
+        "detr",
+        "QCM-LE",
+        False,
+    )
+    assert (large.training["per_device_train_batch_size"], v1.training["per_device_train_batch_size"]) == (8, 16)
+    assert (v5.model, v5.vision, v5.rationale_format, v5.use_caption) == (
+        "declare-lab/flan-alpaca-base",
+        "vit",
+        "QCM-E",
+        True,
+    )
+    assert (v5.training["learning_rate"], v5.training["num_train_epochs"]) == (8e-5, 20)
+    stages = [load_recipe("large-v5").for_stage(stage) for stage in ("rationale", "answer")]
+    batches = [
+        stage.training["per_device_train_batch_size"] * stage.training["gradient_accumulation_steps"]
+        for stage in stages
+    ]
+    assert batches == [2 * 4, 4 * 4]  # four GPUs in the original's commands
+    for stage, length in zip(stages, (512, 64), strict=True):
+        assert stage.max_target_length == length and stage.training["num_train_epochs"] == 50
+
+
+@pytest.mark.parametrize("path", ACCELERATE, ids=lambda path: path.stem)
+def test_launch_configuration_is_read_by_accelerate(path):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(path))
+    assert config.distributed_type and isinstance(yaml.safe_load(path.read_text()), dict)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("one-stage")])
+def test_one_stage_ablation_runs(name, tmp_path):
+    from mmcot import MMCoTForConditionalGeneration
+
+    result = run_tiny(name, tmp_path)["test"]
+    assert result["n"]["Avg"] == 8 and result["protocol"] == "generated" and result["rationale"] == {}
+    model = MMCoTForConditionalGeneration.from_pretrained(tmp_path / name / "hub")
+    assert model.config.prompt_format == name.removeprefix("one-stage-").upper()
+    assert model.config.has_fusion and not (tmp_path / name / "rationale").exists()
+
+
+@pytest.mark.parametrize("name", ["text-only", "captions-only"])
+def test_ablation_without_pictures_runs(name, tmp_path):
+    from mmcot import MMCoTModel, MMCoTProcessor
+
+    result = run_tiny(name, tmp_path, vision=None)["test"]
+    assert result["n"]["Avg"] == 8 and 0 <= result["rationale"]["rougeL"] <= 100
+    model = MMCoTModel.from_pretrained(tmp_path / name / "hub")
+    assert model.vision is None and not model.answer.config.has_fusion
+    processor = MMCoTProcessor.from_pretrained(tmp_path / name / "hub")
+    problem = {"question": "Which?", "choices": ["a", "b"], "hint": "", "caption": "A red square."}
+    text = processor.tokenizer.decode(processor(problem, stage="rationale")["input_ids"][0])
+    assert ("red" in text) == (name == "captions-only")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("backbone")])
+def test_backbone_ablation_runs_on_cached_features(name, tmp_path):
+    """The recipes read features of their backbone from a cache; a tiny backbone stands in for the large one."""
+    from transformers import AutoModel, ViTConfig
+
+    from mmcot import MMCoTModel
+    from mmcot.processing import image_processor_for
+    from mmcot.training.features import extract_features
+    from mmcot.training.sources import load_problems
+
+    problems = load_problems("embedded:n=8", image_rule="original")
+    torch.manual_seed(0)
+    vision = AutoModel.from_config(ViTConfig(**VIT))
+    features = extract_features(
+        problems, vision, tmp_path / "features", image_processor=image_processor_for(32), device="cpu", num_workers=0
+    )
+    assert load_recipe(name).vision == name.removeprefix("backbone-")
+    result = run_tiny(name, tmp_path, features=str(features.path))["test"]
+    assert result["n"]["Avg"] == 8 and result["rationale_n"] == 8
+    model = MMCoTModel.from_pretrained(tmp_path / name / "hub")
+    assert model.vision is not None and model.rationale.config.image_feature_size == 16
