@@ -260,6 +260,7 @@ class MMCoTForConditionalGeneration(
         image_attention_mask: torch.Tensor | None = None,
         output_image_attention: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
+        skip_logits: bool = False,
         **kwargs,
     ) -> MMCoTSeq2SeqLMOutput:
         """T5's forward with images.
@@ -276,6 +277,8 @@ class MMCoTForConditionalGeneration(
             output_image_attention: give out image features, attention over patches and gate.
             num_items_in_batch: divide the summed loss by this instead of by this batch's own labels, as `Trainer` asks
                 for when it accumulates gradients.
+            skip_logits: with labels: the loss alone. The output layer then works on positions with a label only, and
+                `logits` is None.
         """
         kwargs["return_dict"] = True
         if encoder_outputs is None:
@@ -292,7 +295,7 @@ class MMCoTForConditionalGeneration(
             )
         if labels is not None and self.config.loss_on_padding:
             labels = labels.masked_fill(labels == -100, self.config.pad_token_id)
-        output = super().forward(
+        inputs = dict(
             attention_mask=attention_mask,
             decoder_input_ids=decoder_input_ids,
             decoder_attention_mask=decoder_attention_mask,
@@ -303,10 +306,49 @@ class MMCoTForConditionalGeneration(
             use_cache=use_cache,
             **kwargs,
         )
+        output = self._loss_only(**inputs) if skip_logits and labels is not None else super().forward(**inputs)
         if output.loss is not None and num_items_in_batch is not None:
             output.loss = output.loss * (labels != -100).sum() / num_items_in_batch
         images = {name: getattr(encoder_outputs, name, None) for name in IMAGE_OUTPUTS}
         return MMCoTSeq2SeqLMOutput(**output, **images)
+
+    def _loss_only(
+        self,
+        labels,
+        attention_mask,
+        encoder_outputs,
+        decoder_input_ids=None,
+        decoder_attention_mask=None,
+        decoder_inputs_embeds=None,
+        **kwargs,
+    ) -> Seq2SeqLMOutput:
+        """T5's forward whose logits exist only where there is a label, and only until the loss is known."""
+        if not isinstance(encoder_outputs, BaseModelOutput):
+            encoder_outputs = BaseModelOutput(*encoder_outputs[:3])
+        if decoder_input_ids is None and decoder_inputs_embeds is None:
+            decoder_input_ids = self._shift_right(labels)
+        decoded = self.decoder(
+            input_ids=decoder_input_ids,
+            attention_mask=decoder_attention_mask,
+            inputs_embeds=decoder_inputs_embeds,
+            encoder_hidden_states=encoder_outputs.last_hidden_state,
+            encoder_attention_mask=attention_mask,
+            **kwargs,
+        )
+        labelled = labels != -100
+        states = decoded.last_hidden_state[labelled]  # (labels, d_model)
+        if self.config.scale_decoder_outputs:
+            states = states * self.model_dim**-0.5
+        return Seq2SeqLMOutput(
+            loss=nn.functional.cross_entropy(self.lm_head(states), labels[labelled]),
+            past_key_values=decoded.past_key_values,
+            decoder_hidden_states=decoded.hidden_states,
+            decoder_attentions=decoded.attentions,
+            cross_attentions=decoded.cross_attentions,
+            encoder_last_hidden_state=encoder_outputs.last_hidden_state,
+            encoder_hidden_states=encoder_outputs.hidden_states,
+            encoder_attentions=encoder_outputs.attentions,
+        )
 
     @property
     def accepts_loss_kwargs(self) -> bool:

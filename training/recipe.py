@@ -73,6 +73,8 @@ class Recipe:
         use_caption: captions join the context.
         max_source_length, max_target_length: in tokens; sources are shortened by `source_truncation`.
         loss_on_padding: count padding in the loss, as the original does.
+        tokens_per_batch: source plus target tokens of a process's batch, on average, in place of
+            `per_device_train_batch_size` samples: long samples come in small batches, short ones in large.
         position_bias_lr: learning rate of the relative position biases, as a multiple; for networks from scratch.
         protocol: how test rationales come about: "generated", or the original v1's "teacher_forced".
         answer_mode: "score" the choices' letters, or "generate" and parse the answer as the paper does.
@@ -107,6 +109,7 @@ class Recipe:
     max_target_length: int = 512
     source_truncation: str = "keep_ends"
     loss_on_padding: bool = False
+    tokens_per_batch: int | None = None
     position_bias_lr: float = 1.0
     protocol: str = "generated"
     answer_mode: str = "score"

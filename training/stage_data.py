@@ -1,10 +1,14 @@
 """Samples of one stage: token ids of problems, kept in Arrow, and the collator that adds pictures or features."""
 
-import hashlib
-from typing import Any
+from __future__ import annotations
 
-import datasets
+import hashlib
+from typing import TYPE_CHECKING, Any
+
 import torch
+
+if TYPE_CHECKING:
+    import datasets
 
 from mmcot.training.feature_cache import problem_keys
 
@@ -18,9 +22,9 @@ def stage_dataset(
     max_target_length: int | None = None,
     features=None,
 ) -> datasets.Dataset:
-    """Tokenised samples with the columns `id, input_ids, labels, length, images` (and `image_keys` with `features`).
+    """Tokenised samples with the columns `id, input_ids, labels, length, target_length, images`.
 
-    Computed once and cached by `datasets`; nothing is padded and no picture is opened.
+    With `features` also `image_keys`. Computed once and cached by `datasets`; nothing is padded, no picture is opened.
 
     Args:
         stage: "rationale" or "answer".
@@ -42,12 +46,14 @@ def stage_dataset(
         labels = sample["labels"]
         if max_target_length is not None and len(labels) > max_target_length:
             labels = [*labels[: max_target_length - 1], labels[-1]]
-        row = {"input_ids": sample["input_ids"], "labels": labels, "length": len(sample["input_ids"])}
+        row = {"input_ids": sample["input_ids"], "labels": labels}
+        row.update(length=len(row["input_ids"]), target_length=len(labels))
         if features is not None:
             row["image_keys"] = problem_keys(problem, features)
         return row
 
     settings = (
+        "target_length",  # renews what an earlier version has cached
         stage,
         max_target_length,
         processor.tokenizer.backend_tokenizer.to_str(),

@@ -14,6 +14,9 @@ def training_arguments(recipe: Recipe, folder: Path, has_eval: bool):
     from transformers import Seq2SeqTrainingArguments
 
     values = {**TRAINING_DEFAULTS, **recipe.training, "output_dir": str(folder)}
+    for key in ("eval_strategy", "save_strategy", "logging_strategy"):
+        if values.get(key) is False:  # YAML reads `no` so
+            values[key] = "no"
     if "bf16" not in recipe.training and "fp16" not in recipe.training:
         values["bf16"] = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     if not has_eval:
@@ -67,6 +70,7 @@ def train_stage(
         compute_metrics=_metrics_of(stage, processor),
         callbacks=callbacks,
         position_bias_lr=recipe.position_bias_lr,
+        tokens_per_batch=recipe.tokens_per_batch,
     )
     result = trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.is_dir() else None)
     # evaluation leaves transformers' default of 20 there, which every later call would have to overrule

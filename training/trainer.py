@@ -1,19 +1,28 @@
-"""`Seq2SeqTrainer` with what a stage needs beyond it."""
+"""`StageTrainer`: transformers' `Seq2SeqTrainer` with what a stage needs beyond it."""
 
+from torch.utils.data import DataLoader
 from transformers import Seq2SeqTrainer
+
+from mmcot.training.batching import LengthBatchSampler
 
 
 class StageTrainer(Seq2SeqTrainer):
-    """Trains a stage.
+    """Trains a stage on samples with the columns `length` and `target_length`.
+
+    With `train_sampling_strategy="group_by_length"` batches come from `LengthBatchSampler`; every other strategy is
+    transformers' own. Training steps make no logits where there is no label.
 
     Args:
         position_bias_lr: learning rate of T5's relative position biases, as a multiple of the others'. Adam moves a
             weight by about the learning rate a step, and these biases have to reach several units before a head
             attends by position: a network from scratch waits long for them. 1 for networks that are pretrained.
+        tokens_per_batch: source plus target tokens of a process's batch, on average, in place of
+            `per_device_train_batch_size` samples.
     """
 
-    def __init__(self, *args, position_bias_lr: float = 1.0, **kwargs):
+    def __init__(self, *args, position_bias_lr: float = 1.0, tokens_per_batch: int | None = None, **kwargs):
         self.position_bias_lr = position_bias_lr
+        self.tokens_per_batch = tokens_per_batch
         super().__init__(*args, **kwargs)
 
     def create_optimizer(self, model=None):
@@ -29,3 +38,32 @@ class StageTrainer(Seq2SeqTrainer):
                 rest = {name: value for name, value in group.items() if name != "params"}
                 optimizer.add_param_group({**rest, "params": own, "lr": group["lr"] * self.position_bias_lr})
         return optimizer
+
+    def get_train_dataloader(self) -> DataLoader:
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super().get_train_dataloader()
+        sampler = LengthBatchSampler(
+            self.train_dataset["length"],
+            self.train_dataset["target_length"],
+            batch_size=self._train_batch_size,
+            tokens_per_batch=self.tokens_per_batch,
+            num_processes=self.args.world_size,
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+        )
+        workers = self.args.dataloader_num_workers
+        return self.accelerator.prepare(
+            DataLoader(
+                self.train_dataset,
+                batch_sampler=sampler,
+                collate_fn=self.data_collator,
+                num_workers=workers,
+                pin_memory=self.args.dataloader_pin_memory,
+                persistent_workers=self.args.dataloader_persistent_workers,
+                prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
+            )
+        )
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        if model.training and self.label_smoother is None and self.compute_loss_func is None:
+            inputs = {**inputs, "skip_logits": True}
+        return super().compute_loss(model, inputs, *args, **kwargs)
