@@ -92,6 +92,11 @@ class MMCoTModel(CompleteSaveMixin, PreTrainedModel, GenerationMixin):
         widths = {stage.config.image_feature_size for stage in stages}
         if len(widths) > 1:
             raise ValueError(f"The stages read image features of different widths: {sorted(widths, key=str)}")
+        backbones = [stage.encoder.vision.state_dict() for stage in stages if stage.encoder.vision is not None]
+        if len(backbones) == 2 and not all(
+            torch.equal(weight, backbones[1][name]) for name, weight in backbones[0].items()
+        ):
+            raise ValueError("The stages read two different vision backbones, and the model holds one for both")
         vision = next((stage.encoder.vision for stage in stages if stage.encoder.vision is not None), None)
         vision_config = rationale.config.vision_config or stages[-1].config.vision_config
         configs = []

@@ -3,6 +3,7 @@
 import torch
 
 from mmcot import MMCoTConfig, MMCoTForConditionalGeneration
+from mmcot.vision_mmcot import build_vision
 
 SIZES = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
 VISION = {
@@ -24,4 +25,8 @@ def make_stage(processor, seed, **settings):
         for name, weight in model.named_parameters():
             if "vision" not in name and weight.dim() > 1:
                 weight.mul_(2.0)
+    if model.encoder.vision is not None:  # both stages read one backbone
+        torch.manual_seed(99)
+        model.encoder.vision = build_vision(model.config.vision_config)
+        model.train()
     return model.eval()

@@ -14,18 +14,16 @@ def write_repository(run, rationale, answer, results: dict[str, dict]) -> Path:
 
     Args:
         run: the `Run`.
-        rationale, answer: trained stages; the rationale stage is loaded from the run's folder if it is None.
+        rationale, answer: trained stages; `rationale` is None in a one-stage run.
         results: split → scores, for the card.
     """
-    from mmcot import MMCoTForConditionalGeneration, MMCoTModel
+    from mmcot import MMCoTModel
     from mmcot.training.build import vision_of
 
     folder, recipe = run.folder / "hub", run.recipe
     if recipe.one_stage:
         model = answer
     else:
-        if rationale is None:
-            rationale = MMCoTForConditionalGeneration.from_pretrained(run.folder / "rationale")
         model = MMCoTModel.from_stages(rationale, None if recipe.share_stages else answer, run.processor)
         if model.vision is None and recipe.vision is not None:  # trained on cached features: pictures need it
             model.config.vision_config, model.vision, model.config.vision_feature = vision_of(recipe)

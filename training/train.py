@@ -1,7 +1,7 @@
 """Train a recipe: the rationale stage, the answer stage, or both one after the other.
 
   mmcot train embedded output_dir=runs/embedded
-  accelerate launch -m mmcot.training.train scienceqa-base data=data/scienceqa output_dir=runs/base
+  accelerate launch -m mmcot.training.train base-v5 data=data/scienceqa output_dir=runs/base
   mmcot train my-recipe.yaml learning_rate=1e-4 answer.num_train_epochs=10
 
 RECIPE is a YAML file, or the name of one that comes with the package. Its keys are those of transformers'
@@ -44,7 +44,7 @@ class Run:
 
         self.recipe = recipe
         self.folder = Path(recipe.output_dir)
-        self.state = PartialState()
+        self.state = PartialState(cpu=bool(recipe.training.get("use_cpu")))
         with self.state.main_process_first():  # the first fills the cache of `datasets`, the others read it
             self.problems = {
                 split: self._load(name, limit)
@@ -104,8 +104,15 @@ class Run:
 
         return concatenate_datasets([samples, self.samples("train", "answer")])
 
-    def stage_model(self, stage: str, train: bool = True):
-        """The trained network of a stage: trained now, or loaded if that was done before."""
+    def stage_model(self, stage: str, rationale=None, eval_rationales: dict[str, str] | None = None):
+        """The trained network of a stage: trained now, or loaded if that was done before.
+
+        Args:
+            rationale: the trained rationale stage, for the answer stage. Where the backbone was trained with it, the
+                answer stage takes that one as it is: the two share one backbone, whose features are computed once.
+            eval_rationales: generated rationales of the validation problems, for the answer stage's choice of a
+                checkpoint; default: gold ones.
+        """
         from transformers import set_seed
 
         from mmcot.training.build import build_stage_model
@@ -115,8 +122,10 @@ class Run:
         set_seed(recipe.training.get("seed", 42))
         width = None if self.features is None else self.features.image_feature_size
         model = build_stage_model(recipe, stage, len(self.processor.tokenizer), width)
-        if not train:
-            return model
+        if rationale is not None and rationale.encoder.vision is not None:
+            model.encoder.vision.load_state_dict(rationale.encoder.vision.state_dict())
+            model.config.freeze_vision = model.encoder.config.freeze_vision = True
+            model.train(model.training)  # freezes it
         return train_stage(
             recipe,
             stage,
@@ -124,9 +133,27 @@ class Run:
             model,
             self.processor,
             self.training_samples(stage),
-            self.samples("val", stage) if "val" in self.problems else None,
+            self.samples("val", stage, eval_rationales) if "val" in self.problems else None,
             self.features,
         )
+
+    def finished_rationale_stage(self):
+        """The rationale stage that an earlier run left in the folder."""
+        from mmcot import MMCoTForConditionalGeneration
+        from mmcot.training.files import MANIFEST
+
+        if not (self.folder / "rationale" / MANIFEST).exists():
+            raise FileNotFoundError(f"there is no {self.folder / 'rationale'}: train the rationale stage first")
+        return MMCoTForConditionalGeneration.from_pretrained(self.folder / "rationale")
+
+    def rationales(self, split: str) -> dict[str, str]:
+        """id → rationale that the rationale stage wrote for a split."""
+        from mmcot.training.files import read_jsonl
+
+        written = self.folder / "rationale" / f"predictions_{split}.jsonl"
+        if not written.exists():
+            raise FileNotFoundError(f"the answer stage needs {written}: train the rationale stage first")
+        return {record["id"]: record["rationale"] for record in read_jsonl(written)}
 
     def predict(self, model, stage: str, split: str, rationales=None, out: Path | None = None, **kwargs) -> Path:
         """Predictions of a split by a trained stage, in `<stage>/predictions_<split>.jsonl`."""
@@ -160,7 +187,6 @@ def run_recipe(recipe: Recipe) -> dict[str, dict[str, Any]]:
     Returns:
         split → scores of the split, as `evaluate_predictions` gives them; empty where no answers were made.
     """
-    from mmcot.training.files import read_jsonl
     from mmcot.training.repository import write_repository
 
     one_stage = recipe.one_stage
@@ -168,22 +194,20 @@ def run_recipe(recipe: Recipe) -> dict[str, dict[str, Any]]:
         raise ValueError("stages: there is no rationale stage without a rationale_format")
     run = Run(recipe)
     splits = [split for split in ("val", "test") if split in run.problems]
-    rationale = answer = None
-    rationales: dict[str, dict[str, str]] = {}
-    if not one_stage and recipe.stages in ("both", "rationale"):
-        rationale = run.stage_model("rationale")
-        for split in splits:
-            run.predict(rationale, "rationale", split)
+    rationale = None
+    if not one_stage:
+        if recipe.stages in ("both", "rationale"):
+            rationale = run.stage_model("rationale")
+            for split in splits:
+                run.predict(rationale, "rationale", split)
+        else:
+            rationale = run.finished_rationale_stage()
     if recipe.stages == "rationale":
         return {}
-    answer = rationale if recipe.share_stages and rationale is not None else run.stage_model("answer")
+    rationales = {} if one_stage else {split: run.rationales(split) for split in splits}
+    answer = rationale if recipe.share_stages else run.stage_model("answer", rationale, rationales.get("val"))
     results = {}
     for split in splits:
-        if not one_stage:
-            written = run.folder / "rationale" / f"predictions_{split}.jsonl"
-            if not written.exists():
-                raise FileNotFoundError(f"the answer stage needs {written}: train the rationale stage first")
-            rationales[split] = {record["id"]: record["rationale"] for record in read_jsonl(written)}
         path = run.predict(answer, "answer", split, rationales.get(split))
         results[split] = score(run, split, path, rationales.get(split))
     if run.state.is_main_process:

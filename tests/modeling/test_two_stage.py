@@ -198,6 +198,15 @@ def test_stages_of_different_features_are_refused(processor):
         MMCoTModel.from_stages(make_stage(processor, 0), make_stage(processor, 1, vision_config=None), processor)
 
 
+def test_stages_of_different_backbones_are_refused(processor):
+    """One of them would be lost without a word."""
+    stages = [make_stage(processor, seed) for seed in (0, 1)]
+    with torch.no_grad():
+        next(stages[1].encoder.vision.parameters()).add_(1.0)
+    with pytest.raises(ValueError, match="two different vision backbones"):
+        MMCoTModel.from_stages(*stages, processor)
+
+
 def test_training_reaches_every_weight_of_a_stage(processor, problems):
     model = MMCoTModel.from_stages(
         make_stage(processor, 0, freeze_vision=False), make_stage(processor, 1, freeze_vision=False), processor
