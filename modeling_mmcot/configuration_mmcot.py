@@ -46,6 +46,7 @@ class MMCoTConfig(T5Config):
     model_type = "mmcot"
     sub_configs: ClassVar[dict[str, Any]] = {"vision_config": AutoConfig}
 
+    bos_token_id: int | None = None  # T5 has none; generation asks for it
     decoder_start_token_id: int | None = 0
     vision_config: dict | PreTrainedConfig | None = None
     vision_feature: str = "last_hidden_state"

@@ -92,8 +92,10 @@ def extract_features(
         (images, patches, width). A feature map becomes its grid's cells, row by row; a pooled vector one patch.
     """
     inputs = {"pixel_values": pixel_values.to(next(vision.parameters()).dtype), "return_dict": True}
-    if pixel_mask is not None and "pixel_mask" in inspect.signature(vision.forward).parameters:
-        inputs["pixel_mask"] = pixel_mask
+    # Its own attentions are never used, and timm's networks refuse even a configuration that asks for them.
+    optional = {"pixel_mask": pixel_mask, "output_attentions": False, "output_hidden_states": False}
+    accepted = inspect.signature(vision.forward).parameters
+    inputs |= {name: value for name, value in optional.items() if value is not None and name in accepted}
     output = vision(**inputs)
     features = getattr(output, vision_feature, None)
     if features is None:

@@ -72,6 +72,15 @@ def test_features_are_the_plain_model_s(backbone):
     torch.testing.assert_close(features, expected)
 
 
+def test_asking_for_attentions_doesn_t_reach_the_backbone(backbone):
+    """timm's networks refuse, and a configuration hands the wish down."""
+    vision, vision_feature, pixels, _ = backbone
+    expected = extract_features(vision, pixels, vision_feature=vision_feature)
+    vision.set_attn_implementation("eager")
+    vision.config.output_attentions = True
+    torch.testing.assert_close(extract_features(vision, pixels, vision_feature=vision_feature), expected)
+
+
 def test_images_that_are_not_there_change_nothing(backbone):
     vision, vision_feature, pixels, shape = backbone
     options = {"vision_feature": vision_feature, "feature_size": shape[1]}
