@@ -70,6 +70,9 @@ def import_original(
     repeated = REPEATED.get(backbone, 0) == shape[1]
     row_bytes = int(np.prod(shape[1:])) * 4
     chunk = max(1, CHUNK_BYTES // row_bytes)
+    buffer = torch.empty(
+        chunk, *shape[1:]
+    )  # one for all: large blocks that come and go would leave the heap in pieces
     with FeatureWriter(out, info, getattr(torch, dtype)) as writer:
         done = FeatureCache.open(out) if shard_paths(out) else ()
         left = sorted((row, key) for key, row in rows.items() if key not in done)
@@ -77,7 +80,9 @@ def import_original(
             part = left[start : start + chunk]
             # opened again each time: pages of a mapping that stays would count as resident memory until the end
             array = opener()
-            features = torch.stack([_row(array, row) for row, _ in part])  # (chunk, patches, width)
+            features = buffer[: len(part)]
+            for target, (row, _) in zip(features, part, strict=True):
+                target.copy_(_row(array, row))
             if repeated:
                 same = (features == features[:, :1]).all(-1).all(-1)
                 if not same.all():
@@ -154,8 +159,8 @@ def _with_patches(array):
 
 
 def _row(array: np.ndarray | torch.Tensor, row: int) -> torch.Tensor:
-    """A copy of one row, (patches, width), out of the mapped file."""
-    return torch.from_numpy(np.array(array[row])) if isinstance(array, np.ndarray) else array[row].clone()
+    """One row, (patches, width), of the mapped file."""
+    return torch.from_numpy(np.array(array[row])) if isinstance(array, np.ndarray) else array[row]
 
 
 def _check_shape(path: Path, shape: tuple, backbone: str | None, checkpoint, width: int | None) -> str:

@@ -92,10 +92,12 @@ class FeatureWriter:
         Raises:
             ValueError: a feature isn't finite in the dtype to store it in.
         """
+        # copies, since the caller may use the memory again, and a view of a slice would keep all of it alive
         if isinstance(features, torch.Tensor):
-            features = features.to("cpu", self.dtype)  # all at once
+            features = features.to("cpu", self.dtype, copy=True).contiguous()
+        else:
+            features = [feature.to("cpu", self.dtype, copy=True).contiguous() for feature in features]
         for key, feature in zip(keys, features, strict=True):
-            feature = feature.to("cpu", self.dtype).contiguous()
             if not torch.isfinite(feature).all():
                 raise ValueError(
                     f"the features of {key} aren't finite in {self.dtype}, whose largest number is "

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import datasets
 import pytest
-from mmcot.training.sources import load_problems
 from PIL import Image
+
+from mmcot.training.sources import load_problems
 
 COLUMNS = ["id", "question", "choices", "answer", "context", "caption", "images", "has_image", "lecture", "solution"]
 COLUMNS += ["subject", "grade", "topic", "category", "skill", "split"]
