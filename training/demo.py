@@ -1,0 +1,254 @@
+"""See Multimodal-CoT work from nothing on a laptop: made questions with drawn pictures, networks from scratch.
+
+Three models learn the same questions: (a) one stage with pictures, which answers at once; (b) two stages without
+pictures; (c) two stages with pictures, the paper's method. Then (c) is asked with the pictures blanked. The folder
+holds data/, runs/, hub/ (the repository of (c)), results.json, report.png. Started again, it goes on where it stopped.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ARMS = {
+    "(a) one stage, with pictures": "demo-one-stage",
+    "(b) two stages, without pictures": "demo-text-only",
+    "(c) two stages, with pictures": "demo",
+}
+MAIN = "(c) two stages, with pictures"
+BLANK = "(c) with its pictures blanked"
+# `--quick` goes the same way, with hardly any training
+QUICK = ["max_steps=12", "rationale.max_steps=12", "answer.max_steps=12", "max_train_samples=400"]
+QUICK += ["max_test_samples=48", "max_new_tokens=12", "warmup_steps=2"]
+REPORT_ROWS = 6
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("--output", default="mmcot-demo", metavar="DIR", help="folder to fill (default: mmcot-demo)")
+    parser.add_argument(
+        "--quick", action="store_true", help="all of it in under 90 s, at whatever accuracy that gives"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the networks' weights")
+
+
+def run(args) -> int:
+    demo(args.output, quick=args.quick, seed=args.seed)
+    return 0
+
+
+def demo(output: str | Path = "mmcot-demo", quick: bool = False, seed: int = 0) -> dict:
+    """Runs the demonstration, and returns what `results.json` holds.
+
+    Args:
+        output: folder; an interrupted demo in it is gone on with.
+        quick: hardly any training, to see everything run.
+        seed: of the networks' weights; the questions are always the same.
+    """
+    from mmcot.training.evaluation import format_table
+    from mmcot.training.files import write_json
+    from mmcot.training.recipe import load_recipe
+    from mmcot.training.sources import load_problems
+    from mmcot.training.train import run_recipe
+
+    _quiet()
+    folder = Path(output)
+    start = time.perf_counter()
+    say = _Narrator(start)
+    overrides = [f"seed={seed}", *(QUICK if quick else [])]
+    results, seconds, recipes = {}, {}, {}
+    for name, recipe_name in ARMS.items():
+        recipes[name] = load_recipe(recipe_name, [*overrides, f"output_dir={folder / 'runs' / recipe_name}"])
+        say(f"{name}: training")
+        began = time.perf_counter()
+        results[name] = run_recipe(recipes[name])["test"]
+        seconds[name] = round(time.perf_counter() - began, 1)
+        say(f"{name}: {results[name]['accuracy']['IMG']:.1f} % of the questions with a picture")
+
+    recipe = recipes[MAIN]
+    problems = load_problems(recipe.data, recipe.test_split)
+    if recipe.max_test_samples is not None:
+        problems = problems.select(range(min(recipe.max_test_samples, len(problems))))
+    hub = _copy_repository(Path(recipe.output_dir) / "hub", folder / "hub")
+    say(f"{MAIN}: asked again without its pictures")
+    results[BLANK] = _without_pictures(hub, problems, folder)
+    say("drawing the report")
+    _draw(hub, problems, folder / "report.png")
+
+    chance = _chance(problems)
+    summary = {
+        "arms": results,
+        "chance_on_image_questions": chance,
+        "rationales_right_word_for_word": {
+            name: _exact(Path(recipes[name].output_dir), problems) for name in ARMS if not recipes[name].one_stage
+        },
+        "seconds": {**seconds, "all": round(time.perf_counter() - start, 1)},
+        "recipes": {name: recipe.identity() for name, recipe in recipes.items()},
+        "versions": _versions(),
+        "quick": quick,
+    }
+    write_json(folder / "results.json", summary)
+    print()
+    print(format_table(results))
+    print(_reading(summary))
+    say("one question to the repository, in a fresh process")
+    print(_ask_in_fresh_process(hub, problems, folder))
+    print(_next_commands(folder, recipe.data))
+    say("done")
+    return summary
+
+
+class _Narrator:
+    """Prints what happens, with the time since the start."""
+
+    def __init__(self, start: float):
+        self.start = start
+
+    def __call__(self, text: str) -> None:
+        print(f"[{time.perf_counter() - self.start:5.0f} s] {text}", flush=True)
+
+
+def _quiet() -> None:
+    """Only our own lines and progress bars: no notes of libraries that a first reader can do nothing about."""
+    import warnings
+
+    import datasets
+    import transformers
+
+    warnings.filterwarnings("ignore")
+    transformers.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+
+
+def _copy_repository(source: Path, target: Path) -> Path:
+    import shutil
+
+    if target.exists():
+        shutil.rmtree(target)
+    shutil.copytree(source, target)
+    return target
+
+
+def _without_pictures(hub: Path, problems, folder: Path) -> dict:
+    from mmcot.training.evaluation import evaluate_predictions
+    from mmcot.training.files import read_jsonl
+    from mmcot.training.predict import predict
+
+    path = folder / "runs" / "predictions_blank.jsonl"
+    if not path.exists():
+        predict(hub, problems, path, batch_size=128, blank_images=True, device="cpu")
+    records = {problem["id"]: problem for problem in problems.remove_columns(["images"])}
+    return evaluate_predictions(records, {record["id"]: record for record in read_jsonl(path)})
+
+
+def _chance(problems) -> float:
+    """Expected accuracy in % of guessing, on the questions with a picture."""
+    shown = [len(choices) for choices, has in zip(problems["choices"], problems["has_image"], strict=True) if has]
+    return round(100 * sum(1 / count for count in shown) / len(shown), 2)
+
+
+def _exact(run_folder: Path, problems) -> dict[str, float]:
+    """Share of the rationales in % that equal the target word for word: all, and of questions with a picture."""
+    from mmcot.processing import build_prompt
+    from mmcot.training.files import read_jsonl
+
+    written = {r["id"]: r["rationale"] for r in read_jsonl(run_folder / "rationale" / "predictions_test.jsonl")}
+    right = [build_prompt(problem, "QCM-E")[1] == written[problem["id"]] for problem in problems]
+    shown = [ok for ok, has in zip(right, problems["has_image"], strict=True) if has]
+    return {"all": round(100 * sum(right) / len(right), 2), "IMG": round(100 * sum(shown) / len(shown), 2)}
+
+
+def _draw(hub: Path, problems, path: Path) -> None:
+    from mmcot.training.predict import load_pipeline
+    from mmcot.training.report import draw_report
+
+    skills: dict[str, list[int]] = {}
+    for i, (skill, has) in enumerate(zip(problems["skill"], problems["has_image"], strict=True)):
+        if has:
+            skills.setdefault(skill, []).append(i)
+    chosen = [indices[row] for row in range(REPORT_ROWS) for indices in skills.values() if row < len(indices)]
+    shown = [dict(problems[i]) for i in chosen[:REPORT_ROWS]]
+    results = load_pipeline(hub, device="cpu")(shown, return_attention=True)
+    draw_report(shown, results, path, title="Two stages with pictures: question, rationale, answer")
+
+
+FRESH = """
+import json, os, sys
+sys.modules["mmcot"] = None  # as where the package is not installed
+from transformers import pipeline
+problem = json.load(open(sys.argv[2]))
+answer = pipeline("multimodal-cot", model=sys.argv[1], trust_remote_code=True, device="cpu")
+print(json.dumps(answer(problem)))
+"""
+
+
+def _ask_in_fresh_process(hub: Path, problems, folder: Path) -> str:
+    """Question, rationale and answer of a test problem, from a process that knows nothing but the folder."""
+    from mmcot.processing import load_images
+
+    index = problems["has_image"].index(True) if isinstance(problems["has_image"], list) else 0
+    problem = next(dict(problems[i]) for i in range(index, len(problems)) if problems[i]["images"])
+    picture = folder / "question.png"
+    load_images(problem)[0].save(picture)
+    asked = {"question": problem["question"], "choices": problem["choices"], "context": problem["context"]}
+    question_file = folder / "question.json"
+    question_file.write_text(json.dumps({**asked, "image": str(picture.resolve())}, indent=2) + "\n")
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH, str(hub.resolve()), str(question_file.resolve())],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    if done.returncode:
+        raise RuntimeError(f"the repository {hub} did not answer in a fresh process:\n{done.stderr}")
+    result = json.loads(done.stdout.strip().splitlines()[-1])
+    options = "  ".join(f"({chr(65 + i)}) {choice}" for i, choice in enumerate(problem["choices"]))
+    return (
+        f"  picture:   {picture}\n  question:  {problem['question']}\n  options:   {options}\n"
+        f"  rationale: {result['rationale']}\n  answer:    ({result['answer']}) {result['answer_text']}"
+        f"   [right: ({chr(65 + problem['answer'])})]"
+    )
+
+
+def _reading(summary: dict) -> str:
+    """What the table shows, from its own figures."""
+    image = {name: result["accuracy"]["IMG"] for name, result in summary["arms"].items()}
+    exact = summary["rationales_right_word_for_word"][MAIN]["IMG"]
+    lines = [
+        "",
+        f"On questions with a picture, guessing gives {summary['chance_on_image_questions']:.1f} %.",
+        *(f"  {name:<34} {accuracy:5.1f} %" for name, accuracy in image.items()),
+        f"Rationales of (c) for them that are right word for word: {exact:.1f} %.",
+    ]
+    if summary["quick"]:
+        lines.append("(--quick: hardly trained. Leave it out to see the method at work.)")
+    return "\n".join(lines) + "\n"
+
+
+def _next_commands(folder: Path, data: str) -> str:
+    return (
+        f"\nLook at {folder / 'report.png'}, then try:\n"
+        f"  mmcot report {folder / 'hub'} {data} --split test --output more.png\n"
+        f"  mmcot predict {folder / 'hub'} {data} --split test --output predictions.jsonl\n"
+        f"  mmcot evaluate --predictions predictions.jsonl --problems {data} --split test --json scores.json\n"
+        "  mmcot train embedded                        # every skill of the embedded questions\n"
+        "  mmcot train base-v5 data=path/to/scienceqa  # the paper's recipe, on one GPU\n"
+    )
+
+
+def _versions() -> dict[str, str]:
+    import platform
+
+    import torch
+    import transformers
+
+    from mmcot import __version__
+
+    return {
+        "mmcot": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "threads": str(torch.get_num_threads()),
+    }
