@@ -57,7 +57,7 @@ def run_command(name: str, argv: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(parser)
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)  # key=value may stand before and after options
     try:
         return module.run(args) or 0
     except (ValueError, FileNotFoundError, NotADirectoryError, FileExistsError) as error:
