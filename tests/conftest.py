@@ -1,10 +1,16 @@
 """Fixtures shared by all tests. Nothing here needs a network."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
-from hub_server import hub  # noqa: F401 - a fixture: the local Hub server
+
+# `datasets` reads it when it is imported; tables of tests don't belong in the home folder
+_tables = tempfile.TemporaryDirectory(prefix="mmcot-tests-")
+os.environ["HF_DATASETS_CACHE"] = _tables.name
+
+from hub_server import hub  # noqa: E402, F401 - a fixture: the local Hub server
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ def add_arguments(parser) -> None:
 def run(args) -> int:
     from mmcot.training.sources import load_problems
 
-    problems = load_problems(args.problems, args.split)
+    problems = load_problems(args.problems, args.split, require_answer=False)
     if args.limit is not None:
         problems = problems.select(range(min(args.limit, len(problems))))
     options = {"num_beams": args.num_beams, "max_new_tokens": args.max_new_tokens}

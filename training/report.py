@@ -24,7 +24,7 @@ def run(args) -> int:
     from mmcot.training.predict import load_pipeline
     from mmcot.training.sources import load_problems
 
-    problems = load_problems(args.problems, args.split)
+    problems = load_problems(args.problems, args.split, require_answer=False)
     chosen = [i for i, images in enumerate(problems["images"]) if images][: args.limit]
     if not chosen:
         raise ValueError(f"{args.problems}: no problem has a picture")

@@ -177,6 +177,26 @@ def test_teacher_forced_protocol_is_labelled(tmp_path):
     assert "teacher_forced" in (tmp_path / "hub" / "README.md").read_text()
 
 
+def test_real_problems_train_without_a_lost_record(tmp_path, shared_dir):
+    """The original folder layout and T5's vocabulary; scores are as poor as such networks are."""
+    results = run_recipe(
+        recipe(
+            tmp_path,
+            f"data={shared_dir / 'data' / 'scienceqa'}",
+            f"tokenizer={shared_dir / 'data' / 't5_tokenizer.json'}",
+            "max_train_samples=16",
+            "max_eval_samples=6",
+            "max_test_samples=20",
+            "max_source_length=512",
+            "use_caption=true",
+            "image_size=64",
+        )
+    )
+    assert (results["val"]["n"]["Avg"], results["test"]["n"]["Avg"]) == (6, 20)
+    assert len(list(read_jsonl(tmp_path / "rationale" / "predictions_test.jsonl"))) == 20
+    assert "cc-by-nc-sa-4.0" in (tmp_path / "hub" / "README.md").read_text()
+
+
 def test_two_processes_give_the_metrics_of_one(tmp_path):
     """Two CPU processes (gloo) with half the batch each: the same samples a step, so the same model and scores."""
     settings = ["train_sampling_strategy=random", "model.dropout_rate=0.0", "logging_steps=1", "max_steps=5"]
