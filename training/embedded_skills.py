@@ -55,7 +55,7 @@ def _ask_magnets(rng):
     return Asked(
         "Will these magnets attract or repel each other?",
         ["attract", "repel"],
-        context="Two magnets are placed as shown. A red end is a north pole and a blue end is a south pole.",
+        context="Two magnets are placed as shown.",
         caption="Two bar magnets lie side by side.",
     )
 
@@ -409,7 +409,7 @@ SKILLS: dict[str, Skill] = {
     "magnets": Skill(
         "Predict if magnets will attract or repel", "natural science", "physics", "Magnets", (5, 6, 7),
         "A magnet has a north pole and a south pole. Poles that are the same repel, or push apart. "
-        "Poles that are different attract, or pull together.",
+        "Poles that are different attract, or pull together. On these magnets north poles are red, south poles blue.",
         _ask_magnets, _show_magnets,
     ),
     "cost": Skill(
