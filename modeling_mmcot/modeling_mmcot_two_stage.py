@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 
 from .configuration_mmcot import MMCoTTwoStageConfig
+from .decoding_mmcot import generate_ids
 from .hub_mmcot import CompleteSaveMixin
 from .modeling_mmcot import MMCoTForConditionalGeneration
 from .pipeline_mmcot import MMCoTPipeline  # noqa: F401  (travels with the model: the loader follows imports)
@@ -264,10 +265,8 @@ class MMCoTModel(CompleteSaveMixin, PreTrainedModel, GenerationMixin):
             encoded = self._encode("rationale", input_ids, attention_mask, images, output_image_attention)
             output.rationale_image_attentions = encoded.get("image_attentions")
             output.rationale_image_gate = encoded.get("image_gate")
-            rationale_ids = self.rationale.generate(
-                encoder_outputs=encoded,
-                attention_mask=attention_mask,
-                generation_config=self._rationale_generation_config(generation_config, kwargs),
+            rationale_ids = generate_ids(
+                self.rationale, encoded, attention_mask, self._rationale_generation_config(generation_config, kwargs)
             )
         output.rationale_ids = rationale_ids
 
@@ -288,13 +287,8 @@ class MMCoTModel(CompleteSaveMixin, PreTrainedModel, GenerationMixin):
             None if num_choices is None else num_choices.repeat_interleave(repeats, dim=0),
         )
         if mode == "generate":
-            output.answer_ids = self.answer.generate(
-                encoder_outputs=encoded,
-                attention_mask=source_mask,
-                generation_config=GenerationConfig(
-                    max_new_tokens=MAX_ANSWER_TOKENS, **special_token_ids(self.answer.config)
-                ),
-            )
+            config = GenerationConfig(max_new_tokens=MAX_ANSWER_TOKENS, **special_token_ids(self.answer.config))
+            output.answer_ids = generate_ids(self.answer, encoded, source_mask, config)
         return output
 
     def _encode(self, stage: str, input_ids, attention_mask, images, output_image_attention: bool):

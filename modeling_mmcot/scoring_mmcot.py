@@ -1,10 +1,13 @@
 """Answers: what generation gives, and the scores of a problem's own choices."""
 
+import copy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
+
+from .decoding_mmcot import generate_ids
 
 
 @dataclass
@@ -119,5 +122,9 @@ def answer_in_one_stage(
         output.option_log_probs = score_options(
             model, encoded, attention_mask, option_prefix_ids, option_letter_ids, num_choices
         )
-    output.answer_ids = model.generate(encoder_outputs=encoded, attention_mask=attention_mask, **kwargs)
+    config = copy.deepcopy(model.generation_config)
+    if config.update(**kwargs):  # what is no option of generation is an argument of generate
+        output.answer_ids = model.generate(encoder_outputs=encoded, attention_mask=attention_mask, **kwargs)
+    else:
+        output.answer_ids = generate_ids(model, encoded, attention_mask, config)
     return output
