@@ -70,9 +70,11 @@ class Recipe:
         keep_images: hold preprocessed pictures in memory; for small sets and many epochs.
         share_stages: train one set of weights for both stages, on the samples of both.
         rationale_format, answer_format: prompt formats; a null rationale_format makes a one-stage run.
+        gold_rationales: what the answer stage trains on: the rationale stage's "target", or "lecture_and_solution" as
+            the original does in every format.
         use_caption: captions join the context.
         max_source_length, max_target_length: in tokens; sources are shortened by `source_truncation`.
-        loss_on_padding: count padding in the loss, as the original does.
+        loss_on_padding: pad targets to max_target_length and count padding in the loss, as the original does.
         tokens_per_batch: source plus target tokens of a process's batch, on average, in place of
             `per_device_train_batch_size` samples: long samples come in small batches, short ones in large.
         position_bias_lr: learning rate of the relative position biases, as a multiple; for networks from scratch.
@@ -104,6 +106,7 @@ class Recipe:
     share_stages: bool = False
     rationale_format: str | None = "QCM-E"
     answer_format: str = "QCMG-A"
+    gold_rationales: str = "target"
     use_caption: bool = False
     max_source_length: int = 512
     max_target_length: int = 512
@@ -155,6 +158,7 @@ def from_dict(values: dict[str, Any]) -> Recipe:
         "image_rule": ("all", "original", "none"),
         "protocol": ("generated", "teacher_forced"),
         "answer_mode": ("score", "generate"),
+        "gold_rationales": ("target", "lecture_and_solution"),
         "source_truncation": ("keep_ends", "end"),
     }
     for key, allowed in choices.items():

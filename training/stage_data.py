@@ -10,6 +10,7 @@ import torch
 if TYPE_CHECKING:
     import datasets
 
+from mmcot.processing import build_prompt
 from mmcot.training.feature_cache import problem_keys
 
 
@@ -18,7 +19,7 @@ def stage_dataset(
     processor,
     stage: str,
     *,
-    rationales: dict[str, str] | None = None,
+    rationales: dict[str, str] | str = "target",
     max_target_length: int | None = None,
     features=None,
 ) -> datasets.Dataset:
@@ -28,20 +29,29 @@ def stage_dataset(
 
     Args:
         stage: "rationale" or "answer".
-        rationales: id → rationale for the answer stage; default: lecture and solution, as in training.
+        rationales: what the answer stage reads: id → rationale; "target", the rationale stage's gold target, the like
+            of which it will read in use; or "lecture_and_solution" as in the original's training, whatever the
+            rationale stage is trained to write.
         max_target_length: labels are cut to this many tokens, the closing one kept.
         features: a `FeatureCache`, whose keys of each problem are looked up.
 
     Raises:
         ValueError: a rationale is missing, or a feature.
     """
-    if rationales is not None:
+    if isinstance(rationales, dict):
         missing = [id_ for id_ in problems["id"] if id_ not in rationales]
         if missing:
             raise ValueError(f"{len(missing)} of {len(problems)} problems have no rationale, the first: {missing[0]}")
 
+    def rationale_of(problem: dict[str, Any]) -> str | None:
+        if isinstance(rationales, dict):
+            return rationales[problem["id"]]
+        if stage == "rationale" or rationales == "lecture_and_solution" or processor.rationale_format is None:
+            return None  # the prompt takes the problem's own
+        return build_prompt(problem, processor.rationale_format)[1]
+
     def encode(problem: dict[str, Any]) -> dict[str, Any]:
-        rationale = None if rationales is None else rationales[problem["id"]]
+        rationale = rationale_of(problem)
         sample = processor.encode(problem, stage, rationale=rationale, target=True)
         labels = sample["labels"]
         if max_target_length is not None and len(labels) > max_target_length:
@@ -62,7 +72,7 @@ def stage_dataset(
         processor.use_caption,
         processor.max_source_length,
         processor.source_truncation,
-        sorted(rationales.items()) if rationales is not None else None,
+        sorted(rationales.items()) if isinstance(rationales, dict) else rationales,
         str(features.path) if features is not None else None,
     )
     fingerprint = hashlib.sha256(repr((problems._fingerprint, settings)).encode()).hexdigest()[:32]
@@ -83,13 +93,23 @@ class StageCollator:
         features: a `FeatureCache` to read instead of opening pictures.
         with_images: False for a text-only network.
         keep_images: hold preprocessed pictures in memory (half precision), for small sets and many epochs.
+        label_length: pad labels to this, not to the longest row's: the original's loss, which counts padding, depends
+            on it.
 
     Gives input_ids, attention_mask (batch, source), labels (batch, target; -100 where padded), and the image inputs of
     `MMCoTForConditionalGeneration`.
     """
 
-    def __init__(self, processor, features=None, with_images: bool = True, keep_images: bool = False):
+    def __init__(
+        self,
+        processor,
+        features=None,
+        with_images: bool = True,
+        keep_images: bool = False,
+        label_length: int | None = None,
+    ):
         self.processor = processor
+        self.label_length = label_length
         self.features = features
         self.with_images = with_images and (features is not None or processor.image_processor is not None)
         self.kept: dict[str, torch.Tensor] | None = {} if keep_images else None
@@ -98,7 +118,7 @@ class StageCollator:
         pad = self.processor.tokenizer.pad_token_id
         batch = {
             "input_ids": _pad([row["input_ids"] for row in rows], pad),
-            "labels": _pad([row["labels"] for row in rows], -100),
+            "labels": _pad([row["labels"] for row in rows], -100, self.label_length or 0),
         }
         lengths = torch.tensor([len(row["input_ids"]) for row in rows])
         batch["attention_mask"] = (torch.arange(batch["input_ids"].shape[1]) < lengths[:, None]).long()
@@ -133,9 +153,9 @@ class StageCollator:
         }
 
 
-def _pad(rows: list[list[int]], value: int) -> torch.Tensor:
-    """Right-padded (batch, longest) int64."""
-    padded = torch.full((len(rows), max(map(len, rows))), value, dtype=torch.long)
+def _pad(rows: list[list[int]], value: int, length: int = 0) -> torch.Tensor:
+    """Right-padded (batch, longest or `length`) int64."""
+    padded = torch.full((len(rows), max(length, *map(len, rows))), value, dtype=torch.long)
     for i, row in enumerate(rows):
         padded[i, : len(row)] = torch.tensor(row, dtype=torch.long)
     return padded

@@ -91,7 +91,7 @@ class Run:
                 self.problems[split],
                 self.processor,
                 stage,
-                rationales=rationales,
+                rationales=self.recipe.gold_rationales if rationales is None else rationales,
                 max_target_length=self.recipe.for_stage(stage).max_target_length,
                 features=self.features,
             )
