@@ -196,7 +196,9 @@ def run_recipe(recipe: Recipe) -> dict[str, dict[str, Any]]:
     splits = [split for split in ("val", "test") if split in run.problems]
     rationale = None
     if not one_stage:
-        if recipe.stages in ("both", "rationale"):
+        if not splits and recipe.stages == "answer":
+            pass  # trained on gold rationales, and asked nothing: no rationale stage is needed
+        elif recipe.stages in ("both", "rationale"):
             rationale = run.stage_model("rationale")
             for split in splits:
                 run.predict(rationale, "rationale", split)
@@ -210,7 +212,7 @@ def run_recipe(recipe: Recipe) -> dict[str, dict[str, Any]]:
     for split in splits:
         path = run.predict(answer, "answer", split, rationales.get(split))
         results[split] = score(run, split, path, rationales.get(split))
-    if run.state.is_main_process:
+    if run.state.is_main_process and (one_stage or rationale is not None):
         write_repository(run, rationale, answer, results)
     run.state.wait_for_everyone()
     return results
