@@ -41,6 +41,7 @@ class MMCoTConfig(T5Config):
         use_caption: captions were part of the context in training.
         loss_on_padding: the loss counts padding in the labels, as the original code's does.
         max_source_length: longest source in tokens that the weights were trained for.
+        source_truncation: how a longer one is cut, `"keep_ends"` or `"end"`; see `MMCoTProcessor`.
     """
 
     model_type = "mmcot"
@@ -59,6 +60,7 @@ class MMCoTConfig(T5Config):
     use_caption: bool = False
     loss_on_padding: bool = False
     max_source_length: int = 512
+    source_truncation: str = "keep_ends"
 
     def __post_init__(self, **kwargs):
         self.vision_config = _as_config(self.vision_config)

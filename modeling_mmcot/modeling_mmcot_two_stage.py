@@ -313,7 +313,7 @@ class MMCoTModel(CompleteSaveMixin, PreTrainedModel, GenerationMixin):
         return config
 
     def _answer_source(self, prefix_ids, prefix_mask, rationale_ids) -> tuple[Tensor, Tensor]:
-        """Joins question, rationale and `Answer:` as ids; over-long rationales are cut at their end."""
+        """Joins question, rationale and `Answer:` as ids; what is too long is cut as `MMCoTProcessor` cuts it."""
         config = self.config.answer_config
         if prefix_mask is None:
             prefix_mask = torch.ones_like(prefix_ids)
@@ -324,7 +324,13 @@ class MMCoTModel(CompleteSaveMixin, PreTrainedModel, GenerationMixin):
             [config.pad_token_id, self.rationale.config.decoder_start_token_id, config.eos_token_id]
         )
         keep = ~torch.isin(rationale_ids, special)
-        room = config.max_source_length - prefix_mask.sum(1, keepdim=True) - suffix_ids.shape[1]
-        keep &= keep.cumsum(1) <= room
+        limit = config.max_source_length
+        if config.source_truncation == "keep_ends":
+            keep &= keep.cumsum(1) <= limit - prefix_mask.sum(1, keepdim=True) - suffix_ids.shape[1]
         parts = [(prefix_ids, prefix_mask), (rationale_ids, keep), (suffix_ids, torch.ones_like(suffix_ids))]
-        return join_ragged(parts, config.pad_token_id)
+        ids, mask = join_ragged(parts, config.pad_token_id)
+        if ids.shape[1] > limit:
+            cut = mask[:, limit] == 1
+            ids, mask = ids[:, :limit].clone(), mask[:, :limit]
+            ids[cut, -1] = suffix_ids[cut, -1]  # the end token stays, as when a tokenizer truncates
+        return ids, mask

@@ -86,6 +86,7 @@ def build_stage_model(recipe: Recipe, stage: str, vocab_size: int, feature_size:
         "use_caption": recipe.use_caption,
         "loss_on_padding": recipe.loss_on_padding,
         "max_source_length": recipe.max_source_length,
+        "source_truncation": recipe.source_truncation,
         "freeze_vision": recipe.freeze_vision,
         "image_feature_size": feature_size,
     }

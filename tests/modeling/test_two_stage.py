@@ -91,6 +91,20 @@ def test_overlong_rationale_is_cut_and_the_closing_stays(model, processor, probl
     )
 
 
+def test_plain_truncation_equals_the_text_path(processor, problems):
+    """`source_truncation="end"`, the original's: also where question or rationale don't fit."""
+    gold = [build_prompt(problem, "QCM-LE")[1] for problem in problems]
+    ids = processor.tokenizer(gold, return_tensors="pt", padding=True)["input_ids"]
+    for limit in (24, 60, 110):
+        settings = {"max_source_length": limit, "source_truncation": "end"}
+        cutting = MMCoTProcessor(None, processor.tokenizer, rationale_format="QCM-LE", **settings)
+        model = MMCoTModel.from_stages(make_stage(processor, 0, vision_config=None, **settings), None, cutting)
+        inputs = cutting(problems)
+        joined, mask = model._answer_source(inputs["answer_input_ids"], inputs["answer_attention_mask"], ids)
+        expected = cutting(problems, stage="answer", rationales=gold)
+        assert torch.equal(joined, expected["input_ids"]) and torch.equal(mask, expected["attention_mask"])
+
+
 def test_batched_equals_one_by_one(model, processor, problems):
     together = answers(model, processor, problems)
     assert_same(together, [answers(model, processor, [problem])[0] for problem in problems])
