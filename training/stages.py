@@ -1,6 +1,8 @@
 """Training and prediction of one stage. Each step leaves a folder that is complete, or is gone on with."""
 
+import copy
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +67,11 @@ def train_stage(
         eval_dataset=eval_dataset,
         processing_class=processor,
         data_collator=StageCollator(
-            processor, features, with_images=model.config.has_fusion, keep_images=recipe.keep_images
+            processor,
+            features,
+            with_images=model.config.has_fusion,
+            keep_images=recipe.keep_images,
+            label_length=recipe.max_target_length if recipe.loss_on_padding else None,
         ),
         compute_metrics=_metrics_of(stage, processor),
         callbacks=callbacks,
@@ -161,11 +167,13 @@ def predict_stage(
     batches = [todo[i : i + batch_size] for i in range(0, len(todo), batch_size)]
     autocast = torch.autocast(state.device.type, torch.bfloat16, enabled=bf16)
     with open(part, "a", encoding="utf-8") as file, torch.no_grad(), autocast:
-        for batch in tqdm(batches, desc=f"{stage}s", unit="batch", disable=not state.is_main_process):
-            rows = [samples[i] for i in batch]
-            for record in predictor(rows, [num_choices[row["id"]] for row in rows]):
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        rows = ([samples[i] for i in batch] for batch in batches)
+        progress = tqdm(total=len(todo), desc=f"{stage}s", disable=not state.is_main_process)
+        for record in predictor(rows, num_choices, batch_size):
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
             file.flush()
+            progress.update()
+        progress.close()
     state.wait_for_everyone()
     if state.is_main_process:
         parts = sorted(out.parent.glob(f"{out.name}.rank*of{state.num_processes}"))
@@ -180,7 +188,7 @@ def predict_stage(
 
 
 class _Predictor:
-    """Turns a batch of samples into records."""
+    """Turns batches of samples into records."""
 
     def __init__(self, model, processor, stage, features, protocol, answer_mode, blank_images, generate_kwargs):
         from mmcot.training.stage_data import StageCollator
@@ -191,14 +199,44 @@ class _Predictor:
         self.generate_kwargs = generate_kwargs
         self.collator = StageCollator(processor, features, with_images=model.config.has_fusion and not blank_images)
 
-    def __call__(self, rows: list[dict], num_choices: list[int]) -> list[dict[str, Any]]:
-        batch = self.collator(rows)
-        batch = {name: value.to(self.model.device) for name, value in batch.items()}
-        labels = batch.pop("labels")
-        if self.stage == "rationale":
-            texts = self._decode(self._rationale_ids(batch, labels))
-            return [{"id": row["id"], "rationale": text} for row, text in zip(rows, texts, strict=True)]
-        return self._answers(rows, batch, labels, num_choices)
+    def __call__(self, batches: Iterable[list[dict]], num_choices: dict[str, int], slots: int) -> Iterator[dict]:
+        if self.stage == "rationale" and self.protocol == "generated" and self._decodes_plainly():
+            yield from self._streamed_rationales(batches, slots)
+            return
+        for rows in batches:
+            batch = self._inputs(rows)
+            labels = batch.pop("labels")
+            if self.stage == "rationale":
+                for row, text in zip(rows, self._decode(self._rationale_ids(batch, labels)), strict=True):
+                    yield {"id": row["id"], "rationale": text}
+            else:
+                yield from self._answers(rows, batch, labels, [num_choices[row["id"]] for row in rows])
+
+    def _inputs(self, rows: list[dict]) -> dict:
+        return {name: value.to(self.model.device) for name, value in self.collator(rows).items()}
+
+    def _decodes_plainly(self) -> bool:
+        from mmcot.decoding_mmcot import is_plain_greedy, is_plain_t5
+
+        self.config = copy.deepcopy(self.model.generation_config)
+        unknown = self.config.update(**self.generate_kwargs)
+        return not unknown and is_plain_greedy(self.config) and is_plain_t5(self.model)
+
+    def _streamed_rationales(self, batches, slots: int) -> Iterator[dict]:
+        """Rationales as they end; a row that has ended gives its place to the next."""
+        from mmcot.decoding_mmcot import GreedyDecoder
+
+        def encoded():
+            for rows in batches:
+                batch = self._inputs(rows)
+                del batch["labels"]
+                hidden = self.model.get_encoder()(**batch).last_hidden_state
+                yield [row["id"] for row in rows], hidden, batch["attention_mask"]
+
+        decoder = GreedyDecoder(self.model, slots)
+        limit = self.config.max_new_tokens or self.config.max_length - 1
+        for id_, ids in decoder.decode(encoded(), limit, self.model.config.eos_token_id):
+            yield {"id": id_, "rationale": self._decode([ids])[0]}
 
     def _decode(self, ids) -> list[str]:
         return [text.strip() for text in self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)]
