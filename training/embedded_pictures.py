@@ -106,13 +106,15 @@ def draw_solutions(rng: Random, counts: Sequence[int], color: str) -> Image.Imag
     return canvas.done()
 
 
-def draw_map(rng: Random, towns: dict[str, tuple[float, float]]) -> Image.Image:
-    """A map with north at the top: a dot for each town at (x, y), and an arrow to the north in the lower left."""
+def draw_map(rng: Random, regions: dict[str, tuple[float, float]]) -> Image.Image:
+    """A map with north at the top: a region around (x, y) for each colour, an arrow to the north in the lower left."""
     canvas = Canvas(rng)
     canvas.line([(0.07, 0.97), (0.07, 0.84)], width=0.02)
     canvas.polygon([(0.07, 0.78), (0.03, 0.86), (0.11, 0.86)], _INK)
-    for color, (x, y) in towns.items():
-        canvas.disc(x, y, 0.085, COLORS[color])
+    for color, (x, y) in regions.items():
+        x, y = x + rng.uniform(-0.03, 0.03), y + rng.uniform(-0.03, 0.03)
+        corners = [(math.tau * (i + rng.uniform(-0.3, 0.3)) / 9, rng.uniform(0.12, 0.17)) for i in range(9)]
+        canvas.polygon([(x + r * math.cos(a), y + r * math.sin(a)) for a, r in corners], COLORS[color])
     return canvas.done()
 
 

@@ -148,6 +148,7 @@ def _ask_flower(rng):
     return Asked(
         "Which trait does this flower have?",
         [f"{color} petals" for color in _some_colors(rng)],
+        context="The picture shows a petunia.",
         caption="A flower with six petals.",
     )
 
@@ -189,41 +190,35 @@ def _ask_heat(rng):
 
 # social science
 
-_DIRECTIONS = {
-    "north": ("top", lambda x, y: y),
-    "south": ("bottom", lambda x, y: -y),
-    "west": ("left", lambda x, y: x),
-    "east": ("right", lambda x, y: -x),
+# where each region of a map is: its side of the picture and its centre
+_REGIONS = {
+    "north": ("top", (0.5, 0.2)),
+    "south": ("bottom", (0.5, 0.8)),
+    "west": ("left", (0.2, 0.5)),
+    "east": ("right", (0.8, 0.5)),
 }
 
 
 def _ask_map(rng):
-    direction = rng.choice(list(_DIRECTIONS))
+    direction = rng.choice(list(_REGIONS))
     return Asked(
-        f"Which town is farthest {direction}?",
-        [f"{color} town" for color in _some_colors(rng)],
-        caption="A map with towns and an arrow that points to the north.",
+        f"Which region is in the {direction}?",
+        [f"{color} region" for color in _some_colors(rng)],
+        caption="A map with regions and an arrow that points to the north.",
         detail=direction,
     )
 
 
 def _show_map(rng, asked, choices, answer):
-    side, distance = _DIRECTIONS[asked.detail]
+    side, place = _REGIONS[asked.detail]
     colors = [choice.split()[0] for choice in choices]
-    cells = [(column, row) for column in range(4) for row in range(4) if (column, row) != (0, 3)]  # the arrow's corner
-    gap = 0.0
-    while gap < 0.12:  # so that the picture leaves no doubt about the first
-        spots = [[0.14 + 0.24 * i + rng.uniform(-0.03, 0.03) for i in cell] for cell in rng.sample(cells, len(colors))]
-        spots.sort(key=lambda spot: distance(*spot))
-        gap = distance(*spots[1]) - distance(*spots[0])
-    towns = dict(zip([colors[answer], *[c for c in colors if c != colors[answer]]], spots, strict=True))
-    order = rng.sample(list(towns), len(towns))
-    image = pictures.draw_map(rng, {color: towns[color] for color in order})
+    right = colors.pop(answer)
+    free = [(0.5, 0.5), *(spot for _, spot in _REGIONS.values() if spot != place)]
+    places = {right: place, **dict(zip(colors, rng.sample(free, len(colors)), strict=True))}
     solution = (
-        f"In the picture, the {colors[answer]} dot is nearest to the {side}. "
-        f"So, the {choices[answer]} is farthest {asked.detail}."
+        f"In the picture, the region at the {side} is {right}. So, the {choices[answer]} is in the {asked.detail}."
     )
-    return [image], solution
+    return [pictures.draw_map(rng, places)], solution
 
 
 def _ask_bars(rng):
