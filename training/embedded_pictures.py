@@ -81,6 +81,17 @@ def draw_layers(rng: Random, colors: Sequence[str]) -> Image.Image:
     return canvas.done()
 
 
+def draw_flag(rng: Random, colors: Sequence[str]) -> Image.Image:
+    """A flag with a vertical stripe of each colour, from left to right."""
+    canvas = Canvas(rng)
+    left, top = rng.uniform(0.06, 0.12), rng.uniform(0.15, 0.3)
+    width, bottom = 0.92 - left, top + rng.uniform(0.42, 0.55)
+    for i, color in enumerate(colors):
+        canvas.box(left + width * i / len(colors), top, left + width * (i + 1) / len(colors), bottom, COLORS[color])
+    canvas.box(left - 0.04, top - 0.04, left, 1, _INK)
+    return canvas.done()
+
+
 def draw_balance(rng: Random, left: str, right: str, lower: str) -> Image.Image:
     """A pair of scales with a coloured block on either side; `lower` is the colour on the side that went down."""
     canvas = Canvas(rng)

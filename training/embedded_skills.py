@@ -291,7 +291,34 @@ def _ask_cost(rng):
     )
 
 
+_STRIPES = ("left", "middle", "right")
+
+
+def _ask_flag(rng):
+    which = rng.choice(_STRIPES)
+    return Asked(
+        f"What is the color of the {which} stripe of this flag?",
+        _some_colors(rng),
+        caption="A flag with three stripes.",
+        detail=which,
+    )
+
+
+def _show_flag(rng, asked, choices, answer):
+    right = choices[answer]
+    stripes = [rng.choice(choices) for _ in _STRIPES]
+    stripes[_STRIPES.index(asked.detail)] = right
+    solution = f"In the picture, the {asked.detail} stripe is {right}. So, the answer is {right}."
+    return [pictures.draw_flag(rng, stripes)], solution
+
+
 # language science
+
+
+def _ask_word(rng):
+    words = _some_colors(rng)
+    return Asked(f"Which option says {words[0]}?", words, solution=f"So, {words[0]}.")
+
 
 _VERBS = {
     "paint": "painted", "water": "watered", "clean": "cleaned", "plant": "planted", "count": "counted",
@@ -468,5 +495,15 @@ SKILLS: dict[str, Skill] = {
         "Compare properties of materials", "natural science", "chemistry", "Materials", (2, 3, 4),
         "An object has properties that can be seen, such as its color or its pattern.",
         _ask_cloth, _show_cloth,
+    ),
+    "flag": Skill(
+        "Describe a flag", "social science", "geography", "Countries and communities", (1, 4, 5),
+        "A flag is a sign of a country or a group. Many flags have stripes of different colors.",
+        _ask_flag, _show_flag,
+    ),
+    "word": Skill(
+        "Find a word", "language science", "vocabulary", "Reading", (1, 2),
+        "Words that are spelled the same are the same word.",
+        _ask_word,
     ),
 }  # fmt: skip

@@ -193,6 +193,16 @@ def check_layers(problem):
     return (max if "oldest" in problem["question"] else min)(rows, key=rows.get)
 
 
+def check_flag(problem):
+    stripe = ["left", "middle", "right"].index(problem["question"].split()[6])
+    pixels = np.asarray(problem["images"][0], dtype=int)
+    painted = [
+        column for column in range(64) if min(np.abs(pixels[28, column] - c).sum() for c in COLORS.values()) < 60
+    ]
+    column = painted[int(len(painted) * (2 * stripe + 1) / 6)]
+    return min(problem["choices"], key=lambda color: np.abs(pixels[28, column] - COLORS[color]).sum())
+
+
 def check_magnets(problem):
     row = int(where(problem["images"][0], "red")[0].mean())
     pixels = np.asarray(problem["images"][0], dtype=int)[row]
@@ -250,7 +260,7 @@ def check_cloth(problem):
 CHECKS = {
     "map": check_map, "layers": check_layers, "magnets": check_magnets, "balance": check_balance,
     "flower": check_flower, "bars": check_bars, "concentration": check_concentration, "cloth": check_cloth,
-    "preposition": check_preposition,
+    "preposition": check_preposition, "flag": check_flag,
 }  # fmt: skip
 
 
