@@ -1,0 +1,103 @@
+"""What the benchmark measured, in words and as README's table."""
+
+from pathlib import Path
+
+BEGIN, END = "<!-- speed:begin -->", "<!-- speed:end -->"
+
+
+def describe(result: dict) -> str:
+    """The figures of a benchmark as lines of text."""
+    place = result["environment"]
+    lines = [f"{result['shape']} on {place['device_name']} ({place['threads']} threads, torch {place['torch']})"]
+    lines += [f"  {what}: {value}" for what, value, _ in _figures(result)]
+    return "\n".join(lines)
+
+
+def speed_table(results: list[dict]) -> str:
+    """A Markdown table of one or several benchmarks, targets beside."""
+    lines = ["| shape, device | figure | measured |", "|---|---|---|"]
+    for result in results:
+        place = result["environment"]
+        where = f"{result['shape']}, {place['device_name']}"
+        if place["device"] == "cpu":
+            where += f", {place['threads']} threads"
+        for what, value, in_table in _figures(result):
+            if in_table:
+                lines.append(f"| {where} | {what} | {value} |")
+                where = ""
+    versions = sorted({f"torch {r['environment']['torch']}" for r in results})
+    lines += ["", f"Median (smallest–largest) of interleaved pairs, warm-up left out; {', '.join(versions)}."]
+    return "\n".join(lines)
+
+
+def write_table(path: str | Path, results: list[dict]) -> None:
+    """Puts the table between the markers of a file.
+
+    Raises:
+        ValueError: the file has no such markers.
+    """
+    path = Path(path)
+    text = path.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{path} has no lines {BEGIN} and {END} to write between")
+    path.write_text(f"{before}{BEGIN}\n{speed_table(results)}\n{END}{after}", encoding="utf-8")
+
+
+def _figures(result: dict) -> list[tuple[str, str, bool]]:
+    """(what, measured, whether it goes into the table) of all that was measured."""
+    figures = []
+
+    def add(what: str, value: str, in_table: bool = True) -> None:
+        figures.append((what, value, in_table))
+
+    train = result.get("train")
+    if train:
+        for name, arm in train["arms"].items():
+            rate = _spread(arm["samples_per_second"], ".3g")
+            best = name in ("original", "ours, same batch", train["best"])
+            gain = f", **{_spread(arm['ratio'], '.1f')}×**" if "ratio" in arm else ""
+            add(f"training, {name}", f"{rate} samples/s{gain}", best)
+            use = f"{100 * arm['flops_utilisation_of_real_tokens']['median']:.0f} % of the peak on real tokens"
+            memory = arm["peak_memory_bytes"]
+            use += "" if memory is None else f", {memory / 1e9:.1f} GB"
+            use += f", {arm['seconds_per_epoch']['median']:.0f} s an epoch"
+            add(f"training, {name}", use, False)
+        add(
+            "both stages × 20 epochs, computed from the best rate",
+            f"{train['both_stages_20_epochs_minutes']:.1f} min",
+        )
+        if "loss_curves" in train:
+            apart = train["loss_curves"]["largest_relative_difference"]
+            add("losses of both ways on the same samples differ by at most", f"{apart:.1e}", False)
+    generate = result.get("generate")
+    if generate:
+        limit = f"rationales ≤ {generate['max_new_tokens']} tokens"
+        for name, arm in generate["arms"].items():
+            gain = f", **{_spread(arm['ratio'], '.1f')}×**" if "ratio" in arm else ""
+            rate = _spread(arm["questions_per_second"], ".3g")
+            add(f"both stages, {name}, {limit}", f"{rate} questions/s{gain}", name != "ours, plain T5")
+        add("test set of 4,241 questions, at that rate", f"{generate['test_set_seconds']:.0f} s")
+        add("time with fusion over plain T5", _spread(generate["time_over_plain_t5"], ".2f"), False)
+        single = generate["single_question"]
+        share = f"{100 * single['share_of_bandwidth_limit']:.0f} % of the memory's limit"
+        add("one question alone, both stages", f"{_spread(single['seconds'], '.3g')} s ({share})")
+    features = result.get("features")
+    if features:
+        add("image features, of the backbone's own rate", f"{100 * features['ratio']['median']:.0f} %")
+    data = result.get("data")
+    if data:
+        cache = data["cache"]
+        memory = cache["open_resident_bytes"]
+        memory = "" if memory is None else f", {memory / 1e6:.0f} MB resident"
+        add(f"opening a cache of {cache['pictures']:,} pictures", f"{cache['open_seconds']:.2f} s{memory}")
+        if "seconds" in data["start_up"]:
+            add(f"start of a run on {data['start_up']['problems']:,} problems", f"{data['start_up']['seconds']:.1f} s")
+        costs = ", ".join(f"{c['microseconds_per_sample']:.2f} µs at {c['samples']:,}" for c in data["sampler"])
+        add("batches of an epoch, a sample", costs, False)
+    return figures
+
+
+def _spread(values: dict[str, float], form: str) -> str:
+    return f"{values['median']:{form}} ({values['min']:{form}}–{values['max']:{form}})"

@@ -1,0 +1,313 @@
+"""Training, timed in two arms that take turns: the published recipe's way, and this package's.
+
+`original` pads sources and targets to 512, counts padding in the loss, computes in fp32 with materialised attention,
+takes samples as they come in batches of the recipe's size, reads features from a float32 array in memory and updates
+weights tensor by tensor. `ours` is `StageTrainer`: batches of like lengths, a loss without idle logits, fused
+attention and optimiser, features from a cache on disk; bf16 on a GPU.
+"""
+
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mmcot.training import benchmark_measure as measure
+from mmcot.training.benchmark_inputs import (
+    PATCHES,
+    TRAIN_SIZE,
+    Samples,
+    draw_lengths,
+    make_features,
+    make_model,
+    make_problems,
+    make_tokenizer,
+    write_features,
+)
+
+PADDED = 512  # tokens of a source and a target in the original
+RECIPE_BATCH = {"cpu": 4, "cuda": 8}
+
+
+class OriginalTraining:
+    """The published recipe's training step on our network."""
+
+    name = "original"
+
+    def __init__(self, shape: str, samples: Samples, features: torch.Tensor, device: torch.device, batch_size: int):
+        self.samples, self.features, self.device, self.batch_size = samples, features, device, batch_size
+        self.model = make_model(shape, attention="eager", loss_on_padding=True).to(device).train()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=5e-5, weight_decay=0.01, foreach=False)
+
+    def step(self, numbers: list[int]) -> torch.Tensor:
+        rows = [self.samples[number] for number in numbers]
+        pad = np.zeros((2, len(rows), PADDED), dtype=np.int64)
+        mask = np.zeros((len(rows), PADDED), dtype=np.int64)
+        labels = np.full((len(rows), PADDED), -100)
+        for i, row in enumerate(rows):
+            pad[0, i, : len(row["input_ids"])] = row["input_ids"]
+            mask[i, : len(row["input_ids"])] = 1
+            labels[i, : len(row["labels"][:PADDED])] = row["labels"][:PADDED]
+        blank = torch.zeros_like(self.features[0])
+        keys = [row["image_keys"] for row in rows]
+        images = torch.stack([self.features[int(key[0].split()[1])] if key else blank for key in keys])
+        batch = {
+            "input_ids": torch.from_numpy(pad[0]),
+            "attention_mask": torch.from_numpy(mask),
+            "labels": torch.from_numpy(labels),  # the network counts padding: loss_on_padding
+            "image_features": images,
+        }
+        batch = {name: value.to(self.device) for name, value in batch.items()}
+        loss = self.model(**batch, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0, foreach=False)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.detach()
+
+    def run(self, numbers: list[int]) -> dict:
+        """Trains on the samples in turn; what was done, and the time it took."""
+        batches = [numbers[i : i + self.batch_size] for i in range(0, len(numbers), self.batch_size)]
+        spent = measure.seconds(lambda: [self.step(batch) for batch in batches], self.device)
+        return {"samples": len(numbers), "seconds": spent, "padded_tokens": 2 * PADDED * len(numbers)}
+
+
+class OurTraining:
+    """`StageTrainer`'s steps, on batches as an epoch has them."""
+
+    def __init__(
+        self,
+        name: str,
+        shape: str,
+        samples: Samples,
+        cache,
+        processor,
+        device: torch.device,
+        folder: Path,
+        batch_size: int = 8,
+        tokens_per_batch: int | None = None,
+        bf16: bool = False,
+        compiled: bool = False,
+        checkpointing: bool = False,
+        **model_settings,
+    ):
+        from transformers import Seq2SeqTrainingArguments
+
+        from mmcot.training.stage_data import StageCollator
+        from mmcot.training.trainer import StageTrainer
+
+        self.name, self.samples, self.device = name, samples, device
+        self.model = make_model(shape, **model_settings)
+        if compiled:
+            for block in (*self.model.encoder.block, *self.model.decoder.block):
+                block.compile(dynamic=True)  # one graph for all encoder blocks and one for all decoder blocks
+        with_images = self.model.config.image_feature_size is not None
+        self.trainer = StageTrainer(
+            model=self.model,
+            args=Seq2SeqTrainingArguments(
+                output_dir=str(folder / "trainer"),
+                per_device_train_batch_size=batch_size,
+                train_sampling_strategy="group_by_length",
+                learning_rate=5e-5,
+                weight_decay=0.01,
+                optim="adamw_torch_fused",
+                bf16=bf16,
+                use_cpu=device.type == "cpu",
+                remove_unused_columns=False,
+                report_to="none",
+                disable_tqdm=True,
+            ),
+            train_dataset=samples,
+            processing_class=processor,
+            data_collator=StageCollator(processor, cache, with_images=with_images),
+            tokens_per_batch=tokens_per_batch,
+        )
+        self.collate = self.trainer.data_collator
+        self.sampler = self.trainer.get_train_dataloader().batch_sampler
+        if checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.trainer.create_optimizer()
+        self.model.train()
+        epoch = list(self.sampler)
+        self.epoch = sorted(epoch, key=lambda batch: self._padded(batch) / len(batch))
+
+    def _padded(self, batch: list[int]) -> int:
+        rows = [self.samples[number] for number in batch]
+        return len(rows) * (max(row["length"] for row in rows) + max(row["target_length"] for row in rows))
+
+    def choose(self, count: int, turn: int) -> list[list[int]]:
+        """`count` batches of an epoch, spread evenly from short to long samples; others each turn."""
+        share = (0.5 + 0.618 * turn) % 1
+        places = (np.arange(count) + share) * len(self.epoch) / count
+        return [self.epoch[int(place)] for place in places]
+
+    def step(self, inputs: dict) -> torch.Tensor:
+        count = (inputs["labels"] != -100).sum()
+        loss = self.trainer.training_step(self.model, inputs, count)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.trainer.optimizer.step()
+        self.trainer.optimizer.zero_grad()
+        return loss
+
+    def run(self, batches: list[list[int]]) -> dict:
+        """Trains on the batches; `stalled` is the time spent waiting for the next one to be read and padded."""
+        workers = 4 if self.device.type == "cuda" else 0
+        loader = torch.utils.data.DataLoader(
+            self.samples,
+            batch_sampler=batches,
+            collate_fn=self.collate,
+            num_workers=workers,
+            pin_memory=self.device.type == "cuda",
+        )
+        inputs, stalled = iter(loader), 0.0
+        first = next(inputs)  # processes that read are started once an epoch, not timed here
+        measure.synchronize(self.device)
+        start = time.perf_counter()
+        while first is not None:
+            self.step(first)
+            waiting = time.perf_counter()
+            first = next(inputs, None)
+            stalled += time.perf_counter() - waiting
+        measure.synchronize(self.device)
+        return {
+            "samples": sum(map(len, batches)),
+            "seconds": time.perf_counter() - start,
+            "padded_tokens": sum(self._padded(batch) for batch in batches),
+            "stalled": stalled,
+        }
+
+
+def setting(pool: int, pictures: int, folder: Path):
+    """Processor, samples, features as an array and as a cache, problems."""
+    from mmcot.processing import MMCoTProcessor
+
+    tokenizer, words = make_tokenizer()
+    processor = MMCoTProcessor(None, tokenizer)
+    problems = make_problems(draw_lengths(pool), processor, words)
+    samples = Samples(problems, processor, "rationale", pictures)
+    features = make_features(pictures)
+    return processor, samples, features, write_features(folder / "features", features), problems
+
+
+def benchmark_training(shape: str, device: torch.device, options) -> dict:
+    """The figures of `mmcot benchmark train`; see `add_arguments` in `benchmark.py` for the options."""
+    with tempfile.TemporaryDirectory(prefix="mmcot-benchmark-") as folder:
+        folder = Path(folder)
+        processor, samples, features, cache, _ = setting(options.pool, options.pictures, folder)
+        gpu, batch = device.type == "cuda", options.batch_size or RECIPE_BATCH[device.type]
+        result = {"shape": shape, "stage": "rationale", "batch_size": batch}
+        if options.loss_steps:
+            result["loss_curves"] = loss_curves(
+                shape, samples, features, cache, processor, device, folder, options.loss_steps
+            )
+        original = OriginalTraining(shape, samples, features, device, batch)
+        own = {"shape": shape, "samples": samples, "cache": cache, "processor": processor}
+        own.update(device=device, folder=folder, bf16=gpu)
+        ours = [OurTraining("ours, same batch", **own, batch_size=batch)]
+        for tokens in options.tokens_per_batch:
+            ours.append(OurTraining(f"ours, {tokens} tokens a batch", **own, tokens_per_batch=tokens))
+        if options.compile:
+            tokens = options.tokens_per_batch[-1]
+            ours.append(
+                OurTraining(f"ours, {tokens} tokens a batch, compiled", **own, tokens_per_batch=tokens, compiled=True)
+            )
+        peaks = {"original": measure.peak_flops(device, torch.float32)}
+        peaks["ours"] = measure.peak_flops(device, torch.bfloat16) if gpu else peaks["original"]
+        readings, failed = take_turns(original, ours, samples, device, options)
+        result["arms"] = {name: summary(name, taken, peaks) for name, taken in readings.items()}
+        for name, taken in readings.items():
+            if name != original.name:
+                result["arms"][name]["ratio"] = ratio(taken, readings[original.name])
+        if failed:
+            result["failed"] = failed
+        best = max((n for n in readings if n != original.name), key=lambda n: result["arms"][n]["ratio"]["median"])
+        result["best"], result["ratio"] = best, result["arms"][best]["ratio"]
+        result["ratio_same_batch"] = result["arms"][ours[0].name]["ratio"]
+        rate = result["arms"][best]["samples_per_second"]["median"]
+        result["both_stages_20_epochs_minutes"] = 2 * 20 * TRAIN_SIZE / rate / 60
+        result["peak_flops"] = peaks
+    return result
+
+
+def take_turns(original, ours, samples, device, options) -> tuple[dict[str, list[dict]], dict[str, str]]:
+    """Readings of each arm; the first of each is warm-up and left out. Arms that run out of memory are named."""
+    readings, failed = {arm.name: [] for arm in (original, *ours)}, {}
+    for turn in range(options.repeats + 1):
+        for arm in (original, *ours) if turn % 2 else (*ours, original):
+            if arm.name in failed:
+                continue
+            if arm is original:
+                chosen = ours[0].choose(options.original_steps, turn)
+                batches = [sum(chosen, [])]
+                work = batches[0]
+            else:
+                batches = work = arm.choose(max(1, round(options.samples / len(arm.epoch[len(arm.epoch) // 2]))), turn)
+            try:
+                with measure.PeakMemory(device) as memory:
+                    reading = arm.run(work)
+            except RuntimeError as error:  # torch.OutOfMemoryError, or a graph that doesn't compile
+                if arm is original:
+                    raise
+                failed[arm.name] = str(error).strip().partition("\n")[0]
+                readings.pop(arm.name)
+                torch.cuda.empty_cache()
+                continue
+            reading["peak_memory"] = memory.bytes
+            rows = [samples[number] for batch in batches for number in batch]
+            reading["real_tokens"] = sum(row["length"] + row["target_length"] for row in rows)
+            reading["flops"] = sum(3 * row_flops(arm.model.config, row) for row in rows)
+            if turn:
+                readings[arm.name].append(reading)
+    return readings, failed
+
+
+def row_flops(config, row: dict) -> int:
+    patches = PATCHES * len(row["image_keys"])
+    return measure.forward_flops(config, row["length"], row["target_length"], patches)
+
+
+def ratio(taken: list[dict], original: list[dict]) -> dict[str, float]:
+    """Samples a second over the original's, pair by pair."""
+    pairs = zip(taken, original, strict=True)
+    return measure.spread([own["samples"] / own["seconds"] / (o["samples"] / o["seconds"]) for own, o in pairs])
+
+
+def summary(name: str, taken: list[dict], peaks: dict[str, float]) -> dict:
+    """What an arm's readings come to."""
+    rates = [reading["samples"] / reading["seconds"] for reading in taken]
+    peak = peaks["original" if name == "original" else "ours"]
+    result = {
+        "samples_per_second": measure.spread(rates),
+        "seconds_per_epoch": measure.spread([TRAIN_SIZE / rate for rate in rates]),
+        "real_tokens_per_second": measure.spread([r["real_tokens"] / r["seconds"] for r in taken]),
+        "padded_tokens_per_second": measure.spread([r["padded_tokens"] / r["seconds"] for r in taken]),
+        "flops_utilisation_of_real_tokens": measure.spread([r["flops"] / r["seconds"] / peak for r in taken]),
+        "peak_memory_bytes": max((r["peak_memory"] for r in taken if r["peak_memory"]), default=None),
+        "samples_timed": sum(r["samples"] for r in taken),
+        "repeats": len(taken),
+        "warm_up": "one run before the first repeat, left out",
+    }
+    if "stalled" in taken[0]:
+        result["stalled_share"] = measure.spread([r["stalled"] / r["seconds"] for r in taken])
+    return result
+
+
+def loss_curves(shape, samples, features, cache, processor, device, folder, steps: int, batch_size: int = 2) -> dict:
+    """Losses of both arms over the same batches, in fp32, without dropout, padding left out of the loss in both."""
+    original = OriginalTraining(shape, samples, features, device, batch_size)
+    original.model.config.loss_on_padding = False
+    ours = OurTraining("ours", shape, samples, cache, processor, device, folder, batch_size)
+    for arm in (original, ours):
+        for module in arm.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+            elif isinstance(getattr(module, "dropout", None), float):  # of attention
+                module.dropout = 0.0
+    curves = {"original": [], "ours": []}
+    for numbers in ours.choose(steps, 0):
+        curves["original"].append(original.step(numbers).item())
+        inputs = ours.trainer._prepare_inputs(ours.collate([samples[number] for number in numbers]))
+        curves["ours"].append(ours.step(inputs).item())
+    apart = max(abs(a - b) / abs(a) for a, b in zip(curves["original"], curves["ours"], strict=True))
+    return {**curves, "largest_relative_difference": apart}
