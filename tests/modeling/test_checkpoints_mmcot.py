@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from tiny_models import T5, WIDTH, image_inputs, text_inputs, tiny_model, vision_config
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import T5Config, T5ForConditionalGeneration, TimmWrapperConfig
 
 from mmcot import MMCoTConfig, MMCoTForConditionalGeneration
 from mmcot.checkpoints_mmcot import convert_original_state_dict, is_original_key
@@ -206,8 +206,12 @@ def test_flan_saved_by_transformers_5_keeps_its_head(tmp_path):
 
 def test_a_t5_with_a_new_backbone_has_sound_weights(tmp_path):
     T5ForConditionalGeneration(T5Config(**T5)).save_pretrained(tmp_path)
-    model = MMCoTForConditionalGeneration.from_pretrained(tmp_path, vision_config=vision_config())
+    sizes = {"embed_dim": 16, "depth": 1, "num_heads": 2, "img_size": 32}
+    backbone = TimmWrapperConfig(architecture="vit_tiny_patch16_224", model_args=sizes)
+    model = MMCoTForConditionalGeneration.from_pretrained(tmp_path, vision_config=backbone)
     assert model.config.image_feature_size == 16
+    # timm draws this one where it builds the network, which loading does without memory
+    assert 0.01 < model.encoder.vision.timm_model.pos_embed.std() < 0.04
     for name, parameter in model.encoder.vision.named_parameters():
         assert parameter.isfinite().all() and parameter.abs().max() < 2 and not parameter.requires_grad, name
 
