@@ -94,7 +94,7 @@ def build_stage_model(recipe: Recipe, stage: str, vocab_size: int, feature_size:
     if feature_size is None:
         vision_config, vision, settings["vision_feature"] = vision_of(recipe)
     if vision_config is not None:
-        settings["vision_config"] = vision_config.to_dict()
+        settings["vision_config"] = vision_config
     if isinstance(recipe.model, str):
         model = MMCoTForConditionalGeneration.from_pretrained(recipe.model, **settings)
     else:
