@@ -33,9 +33,13 @@ def add_arguments(parser) -> None:
         "--quick", action="store_true", help="all of it in under 90 s, at whatever accuracy that gives"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the networks' weights")
+    parser.add_argument("--write-readme", metavar="FILE", help="only put a finished demo's table into this README")
 
 
 def run(args) -> int:
+    if args.write_readme:
+        write_readme(args.write_readme, Path(args.output) / "results.json")
+        return 0
     demo(args.output, quick=args.quick, seed=args.seed)
     return 0
 
@@ -244,6 +248,29 @@ def _next_commands(folder: Path, data: str) -> str:
         "  mmcot train embedded                        # every skill of the embedded questions\n"
         "  mmcot train base-v5 data=path/to/scienceqa  # the paper's recipe, on one GPU\n"
     )
+
+
+def write_readme(readme: str | Path, results: str | Path) -> None:
+    """Puts the table of a finished demo between the README's `demo` markers.
+
+    Raises:
+        FileNotFoundError, ValueError: no results, those of `--quick`, or no markers.
+    """
+    from mmcot.training.evaluation import format_table
+    from mmcot.training.files import write_between_markers
+
+    if not Path(results).is_file():
+        raise FileNotFoundError(f"there is no {results}: run the demo first")
+    summary = json.loads(Path(results).read_text(encoding="utf-8"))
+    if summary["quick"]:
+        raise ValueError(f"{results} is of --quick, which measures nothing")
+    versions = summary["versions"]
+    measured = (
+        f"Measured by `mmcot demo` in {summary['seconds']['all']:.0f} s with {versions['threads']} threads on a CPU "
+        f"(torch {versions['torch'].split('+')[0]}, transformers {versions['transformers']}):"
+    )
+    table = f"{measured}\n\n```text\n{format_table(summary['arms'])}\n{_reading(summary).rstrip()}\n```"
+    write_between_markers(readme, "demo", table)
 
 
 def _versions() -> dict[str, str]:

@@ -73,3 +73,19 @@ def mark_step(folder: str | Path, identity: dict[str, Any], finished: bool, **fa
 
     content = {"finished": finished, "settings": identity, "mmcot": __version__, "time": time.time(), **facts}
     write_json(Path(folder) / MANIFEST, content)
+
+
+def write_between_markers(path: str | Path, name: str, text: str) -> None:
+    """Replaces what stands between `<!-- name:begin -->` and `<!-- name:end -->` in a file.
+
+    Raises:
+        ValueError: the file has no such markers.
+    """
+    path = Path(path)
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    content = path.read_text(encoding="utf-8")
+    if begin not in content or end not in content:
+        raise ValueError(f"{path} has no markers {begin} … {end}")
+    head, tail = content.split(begin)[0], content.split(end)[1]
+    with written_whole(path) as file:
+        file.write(f"{head}{begin}\n{text}\n{end}{tail}")
