@@ -1,0 +1,159 @@
+"""The benchmark: its inputs are like ScienceQA's, its arithmetic is right, both arms compute the same."""
+
+import argparse
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from mmcot import MMCoTProcessor
+from mmcot.training import benchmark, benchmark_generate, benchmark_inputs, benchmark_measure, benchmark_report
+
+TINY = {
+    "shape": "tiny",
+    "device": "cpu",
+    "repeats": 1,
+    "loss_steps": 2,
+    "tokens_per_batch": [600],
+    "samples": 2,
+    "batch_size": 2,
+    "compile": False,
+    "questions": 6,
+    "original_questions": 4,
+    "max_new_tokens": 3,
+    "slots": 4,
+    "pictures": 3,
+    "pool": 12,
+}
+
+
+def options(part, **changes):
+    parser = argparse.ArgumentParser()
+    benchmark.add_arguments(parser)
+    args = parser.parse_args([part])
+    for name, value in {**TINY, **changes}.items():
+        setattr(args, name, value)
+    return args
+
+
+@pytest.fixture(scope="module")
+def words():
+    return benchmark_inputs.make_tokenizer(words=500)
+
+
+def test_problems_have_the_lengths_that_were_drawn(words):
+    tokenizer, vocabulary = words
+    processor = MMCoTProcessor(None, tokenizer)
+    lengths = benchmark_inputs.draw_lengths(40)
+    problems = benchmark_inputs.make_problems(lengths, processor, vocabulary)
+    for length, problem in zip(lengths, problems, strict=True):
+        rationale = processor.encode(problem, "rationale", target=True)
+        assert abs(len(rationale["input_ids"]) - length.source) <= 3
+        assert abs(len(rationale["labels"]) - length.target) <= 3
+        assert abs(len(processor.encode(problem, "answer")["input_ids"]) - length.answer_source) <= 8
+
+
+def test_lengths_are_scienceqas():
+    lengths = benchmark_inputs.draw_lengths(4000)
+    assert np.mean([length.source for length in lengths]) == pytest.approx(77, abs=5)
+    assert np.mean([length.target for length in lengths]) == pytest.approx(65, abs=5)
+    assert np.mean([length.image for length in lengths]) == pytest.approx(10332 / 21208, abs=0.03)
+
+
+def test_histogram_is_that_of_the_real_problems(shared_dir):
+    from mmcot.training.build import tokenizer_from_file
+
+    processor = MMCoTProcessor(None, tokenizer_from_file(shared_dir / "data" / "t5_tokenizer.json"))
+    problems = json.loads((shared_dir / "data" / "scienceqa" / "problems.json").read_text())
+    kept = json.loads(benchmark_inputs.LENGTHS.read_text())["rows"]
+    assert sum(row[-1] for row in kept) == len(problems)
+    sources = [
+        len(processor.encode({**p, "id": i}, "rationale")["input_ids"]) for i, p in list(problems.items())[:200]
+    ]
+    known = {row[0] for row in kept}
+    assert all(4 * round(length / 4) in known for length in sources)
+
+
+def test_operations_are_those_that_pytorch_counts():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = benchmark_inputs.make_model("tiny", attention="eager").eval()
+    model.encoder.fusion.forward = _with_attention(model.encoder.fusion.forward)
+    source, target, patches = 40, 24, 9
+    ids = torch.randint(2, 100, (1, source))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(
+            input_ids=ids, labels=torch.randint(2, 100, (1, target)), image_features=torch.randn(1, patches, 1024),
+            use_cache=False,
+        )  # fmt: skip
+    ours = benchmark_measure.forward_flops(model.config, source, target, patches)
+    # a decoder's attention is computed whole and half of it masked
+    masked = 2 * model.config.num_decoder_layers * target * target * 32
+    assert ours + masked == pytest.approx(counter.get_total_flops(), rel=1e-3)
+
+
+def _with_attention(forward):
+    return lambda *args, **kwargs: forward(*args, **{**kwargs, "output_attentions": True})
+
+
+def test_rows_end_at_their_length():
+    processor = benchmark_generate.EndAt([2, 4], end=1)
+    ended = [
+        processor(torch.zeros(2, step, dtype=torch.long), torch.randn(2, 9)).argmax(-1).eq(1).tolist()
+        for step in range(1, 6)
+    ]
+    assert [row for row, _ in ended] == [False, True, True, True, True]
+    assert [row for _, row in ended] == [False, False, False, True, True]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    path = tmp_path_factory.mktemp("benchmark") / "train.json"
+    benchmark.benchmark(options("train", json=str(path)))
+    return json.loads(path.read_text())
+
+
+def test_losses_of_both_arms_agree(trained):
+    assert trained["train"]["loss_curves"]["largest_relative_difference"] < 1e-4
+
+
+def test_figures_of_training(trained):
+    train = trained["train"]
+    assert set(train["ratio"]) == {"median", "min", "max"} and train["ratio"]["median"] > 1
+    for arm in train["arms"].values():
+        assert arm["real_tokens_per_second"]["median"] <= arm["padded_tokens_per_second"]["median"]
+        assert arm["seconds_per_epoch"]["median"] == pytest.approx(12726 / arm["samples_per_second"]["median"])
+        assert 0 < arm["flops_utilisation_of_real_tokens"]["median"] < 1 and "warm-up" in arm["warm_up"]
+    assert {"device_name", "torch", "transformers"} <= set(trained["environment"])
+
+
+def test_figures_of_generation():
+    generate = benchmark.benchmark(options("generate"))["generate"]
+    assert set(generate["ratio"]) == {"median", "min", "max"}
+    assert generate["mean_rationale_tokens"] <= 3 and generate["single_question"]["seconds"]["median"] > 0
+
+
+def test_table_between_the_markers(trained, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{benchmark_report.BEGIN}\nold\n{benchmark_report.END}\nafter\n")
+    (tmp_path / "one.json").write_text(json.dumps(trained))
+    args = options("all", write_readme=str(readme), results=[str(tmp_path / "one.json")])
+    assert benchmark.run(args) == 0
+    text = readme.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert f"{trained['train']['ratio']['median']:.1f}" in text
+    with pytest.raises(ValueError, match="speed:begin"):
+        benchmark_report.write_table(tmp_path / "one.json", [trained])
+
+
+def test_nothing_needs_datasets_or_evaluate():
+    code = (
+        "import sys; sys.modules['datasets'] = sys.modules['evaluate'] = None\n"
+        "from mmcot.training import benchmark, benchmark_train, benchmark_generate, benchmark_data\n"
+        "from mmcot.training import trainer, inference, stage_data, feature_cache, features\n"
+        "from mmcot import MMCoTModel\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
