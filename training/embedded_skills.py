@@ -77,7 +77,7 @@ def _ask_layers(rng):
     which = rng.choice(["oldest", "youngest"])
     return Asked(
         f"What is the color of the {which} rock layer?",
-        _some_colors(rng),
+        _some_colors(rng, most=4),
         caption="Rock layers lie one on top of the other.",
         detail=which,
     )
@@ -147,7 +147,7 @@ def _show_concentration(rng, asked, choices, answer):
 def _ask_flower(rng):
     return Asked(
         "Which trait does this flower have?",
-        [f"{color} petals" for color in _some_colors(rng)],
+        [f"{color} petals" for color in _some_colors(rng, most=4)],
         context="The picture shows a petunia.",
         caption="A flower with six petals.",
     )
@@ -298,7 +298,7 @@ def _ask_flag(rng):
     which = rng.choice(_STRIPES)
     return Asked(
         f"What is the color of the {which} stripe of this flag?",
-        _some_colors(rng),
+        _some_colors(rng, most=4),
         caption="A flag with three stripes.",
         detail=which,
     )
@@ -316,7 +316,7 @@ def _show_flag(rng, asked, choices, answer):
 
 
 def _ask_word(rng):
-    words = _some_colors(rng)
+    words = _some_colors(rng, most=3)
     return Asked(f"Which option says {words[0]}?", words, solution=f"So, {words[0]}.")
 
 
