@@ -14,20 +14,17 @@ from random import Random
 from PIL import Image
 
 from . import embedded_pictures as pictures
-
-BASIC_COLORS = ("red", "blue", "green", "yellow", "purple", "orange")
-
-
-@dataclass
-class Asked:
-    """The text of one question. `choices` gets shuffled; without a picture the right one stands first."""
-
-    question: str
-    choices: Sequence[str]
-    context: str = ""
-    caption: str | None = None
-    solution: str = ""
-    detail: str = ""  # what `show` must know of the question
+from .embedded_texts import (
+    BASIC_COLORS,
+    Asked,
+    ask_capital,
+    ask_cost,
+    ask_figure,
+    ask_heat,
+    ask_tense,
+    ask_word,
+    some_colors,
+)
 
 
 @dataclass(frozen=True)
@@ -42,10 +39,6 @@ class Skill:
     lecture: str
     ask: Callable[[Random], Asked]
     show: Callable[[Random, Asked, list[str], int], tuple[list[Image.Image], str]] | None = None
-
-
-def _some_colors(rng: Random, least: int = 2, most: int = 5) -> list[str]:
-    return rng.sample(BASIC_COLORS, rng.randint(least, most))
 
 
 # natural science
@@ -77,7 +70,7 @@ def _ask_layers(rng):
     which = rng.choice(["oldest", "youngest"])
     return Asked(
         f"What is the color of the {which} rock layer?",
-        _some_colors(rng, most=4),
+        some_colors(rng, most=4),
         caption="Rock layers lie one on top of the other.",
         detail=which,
     )
@@ -147,7 +140,7 @@ def _show_concentration(rng, asked, choices, answer):
 def _ask_flower(rng):
     return Asked(
         "Which trait does this flower have?",
-        [f"{color} petals" for color in _some_colors(rng, most=4)],
+        [f"{color} petals" for color in some_colors(rng, most=4)],
         context="The picture shows a petunia.",
         caption="A flower with six petals.",
     )
@@ -173,21 +166,6 @@ def _show_cloth(rng, asked, choices, answer):
     return [pictures.draw_sample(rng, pattern) for pattern in patterns], solution
 
 
-def _ask_heat(rng):
-    hot, cold = rng.sample(["spoon", "soup", "stone", "water", "pan", "egg", "brick", "sand"], 2)
-    low = rng.randint(5, 40)
-    high = low + rng.randint(5, 50)
-    facts = [f"The {hot} has a temperature of {high}°C.", f"The {cold} has a temperature of {low}°C."]
-    rng.shuffle(facts)
-    right = f"from the {hot} to the {cold}"
-    return Asked(
-        "In which direction does heat flow?",
-        [right, f"from the {cold} to the {hot}"],
-        context=f"The {min(hot, cold)} and the {max(hot, cold)} touch each other. {' '.join(facts)}",
-        solution=f"The {hot} is warmer than the {cold}. Heat flows from the warmer object. So, heat flows {right}.",
-    )
-
-
 # social science
 
 # where each region of a map is: its side of the picture and its centre
@@ -203,7 +181,7 @@ def _ask_map(rng):
     direction = rng.choice(list(_REGIONS))
     return Asked(
         f"Which region is in the {direction}?",
-        [f"{color} region" for color in _some_colors(rng)],
+        [f"{color} region" for color in some_colors(rng)],
         caption="A map with regions and an arrow that points to the north.",
         detail=direction,
     )
@@ -253,44 +231,6 @@ def _show_bars(rng, asked, choices, answer):
     return [image], solution
 
 
-_CAPITALS = {
-    "Argentina": "Buenos Aires", "Austria": "Vienna", "Belgium": "Brussels", "Cuba": "Havana", "Denmark": "Copenhagen",
-    "Egypt": "Cairo", "Finland": "Helsinki", "France": "Paris", "Germany": "Berlin", "Ghana": "Accra",
-    "Greece": "Athens", "Hungary": "Budapest", "India": "New Delhi", "Iran": "Tehran", "Ireland": "Dublin",
-    "Italy": "Rome", "Japan": "Tokyo", "Kenya": "Nairobi", "Norway": "Oslo", "Peru": "Lima", "Poland": "Warsaw",
-    "Portugal": "Lisbon", "Russia": "Moscow", "Spain": "Madrid", "Sweden": "Stockholm",
-}  # fmt: skip
-
-
-def _ask_capital(rng):
-    country, *others = rng.sample(list(_CAPITALS), rng.randint(3, 5))
-    return Asked(
-        f"What is the capital of {country}?",
-        [_CAPITALS[name] for name in (country, *others)],
-        solution=f"Countries have one capital. The capital of {country} is {_CAPITALS[country]}.",
-    )
-
-
-def _ask_cost(rng):
-    name = rng.choice(["Ada", "Ben", "Cleo", "Dev", "Emma", "Finn", "Gina", "Hugo"])
-    things = [
-        "ride a horse",
-        "see a film",
-        "play chess",
-        "visit a museum",
-        "bake a cake",
-        "paint a wall",
-        "go swimming",
-    ]
-    picked, missed, *unrelated = rng.sample(things, rng.randint(3, 4))
-    return Asked(
-        f"What is {name}'s opportunity cost?",
-        [f"to {missed}", *(f"to {thing}" for thing in (picked, *unrelated))],
-        context=f"{name} can {min(picked, missed)} or {max(picked, missed)}. {name} decides to {picked}.",
-        solution=f"{name} gives up the chance to {missed}. So, the opportunity cost is to {missed}.",
-    )
-
-
 _STRIPES = ("left", "middle", "right")
 
 
@@ -298,7 +238,7 @@ def _ask_flag(rng):
     which = rng.choice(_STRIPES)
     return Asked(
         f"What is the color of the {which} stripe of this flag?",
-        _some_colors(rng, most=4),
+        some_colors(rng, most=4),
         caption="A flag with three stripes.",
         detail=which,
     )
@@ -313,54 +253,6 @@ def _show_flag(rng, asked, choices, answer):
 
 
 # language science
-
-
-def _ask_word(rng):
-    words = _some_colors(rng, most=3)
-    return Asked(f"Which option says {words[0]}?", words, solution=f"So, {words[0]}.")
-
-
-_VERBS = {
-    "paint": "painted", "water": "watered", "clean": "cleaned", "plant": "planted", "count": "counted",
-    "watch": "watched", "open": "opened", "visit": "visited",
-}  # fmt: skip
-
-
-def _ask_tense(rng):
-    verb = rng.choice(list(_VERBS))
-    who = rng.choice(["Mona", "Tariq", "Lucy", "Omar", "The girls", "My uncle"])
-    what = rng.choice(["the garden", "the room", "a tree", "the boats", "a house", "the flowers"])
-    tense = rng.choice(["past tense", "present tense", "future tense"])
-    present = verb if who == "The girls" else verb + ("es" if verb.endswith("ch") else "s")
-    form = {"past tense": _VERBS[verb], "present tense": present, "future tense": f"will {verb}"}[tense]
-    return Asked(
-        f"Which tense does the sentence use? {who} {form} {what}.",
-        [tense, *(t for t in ("past tense", "present tense", "future tense") if t != tense)],
-        solution=f"The verb is {form}. So, the sentence is in {tense}.",
-    )
-
-
-_FIGURES = {
-    "simile": ("is as {0} as {1}", "compares two things with the word as"),
-    "metaphor": ("is {1}", "says that one thing is another"),
-    "hyperbole": ("is the {2} thing in a million worlds", "exaggerates"),
-    "understatement": ("is not exactly the {2} thing ever", "says less than is meant"),
-}
-_LIKENESSES = [
-    ("bright", "a lamp", "brightest"), ("cold", "a winter night", "coldest"), ("quiet", "a mouse", "quietest"),
-    ("loud", "a storm", "loudest"), ("slow", "a snail", "slowest"), ("strong", "an oak", "strongest"),
-]  # fmt: skip
-
-
-def _ask_figure(rng):
-    who = rng.choice(["Her voice", "His brother", "The old house", "That song", "Our neighbor", "The road home"])
-    figure, *others = rng.sample(list(_FIGURES), rng.randint(2, 4))
-    words, reason = _FIGURES[figure]
-    return Asked(
-        f"Which figure of speech is used in this text? {who} {words.format(*rng.choice(_LIKENESSES))}.",
-        [figure, *others],
-        solution=f"The text {reason}. So, the text uses {figure}.",
-    )
 
 
 _RHYMES = {
@@ -426,7 +318,7 @@ SKILLS: dict[str, Skill] = {
         "Is the sentence in the past, present, or future tense?", "language science", "verbs", "Verb tense", (2, 3, 5),
         "The tense of a verb tells when something happens. Many past-tense verbs end in -ed. "
         "Future-tense verbs use will before the main verb.",
-        _ask_tense,
+        ask_tense,
     ),
     "magnets": Skill(
         "Predict if magnets will attract or repel", "natural science", "physics", "Magnets", (5, 6, 7),
@@ -437,7 +329,7 @@ SKILLS: dict[str, Skill] = {
     "cost": Skill(
         "Identify opportunity costs", "social science", "economics", "Basic economic principles", (9, 10, 12),
         "A choice means giving something up. The best thing that a person gives up is the opportunity cost.",
-        _ask_cost,
+        ask_cost,
     ),
     "rhyme": Skill(
         "Find the word that rhymes with a picture", "language science", "phonological-awareness", "Rhyming", (1, 2),
@@ -453,7 +345,7 @@ SKILLS: dict[str, Skill] = {
     "capital": Skill(
         "Identify capitals of the world", "social science", "geography", "Cities", (4, 5, 6),
         "The capital of a country is the city where its government meets.",
-        _ask_capital,
+        ask_capital,
     ),
     "preposition": Skill(
         "Use prepositions to describe a picture", "language science", "literacy-in-science", "Phrases and clauses",
@@ -464,7 +356,7 @@ SKILLS: dict[str, Skill] = {
     "heat": Skill(
         "Predict heat flow", "natural science", "physics", "Thermal energy", (8, 10, 11),
         "Heat flows between objects that touch each other, from the warmer object to the colder one.",
-        _ask_heat,
+        ask_heat,
     ),
     "bars": Skill(
         "Interpret bar graphs", "social science", "economics", "Social studies skills", (3, 8, 11, 12),
@@ -474,7 +366,7 @@ SKILLS: dict[str, Skill] = {
     "figure": Skill(
         "Classify the figure of speech", "language science", "figurative-language", "Literary devices", (8, 9, 11, 12),
         "Figures of speech are words or phrases that use language in a nonliteral or unusual way.",
-        _ask_figure,
+        ask_figure,
     ),
     "flower": Skill(
         "Describe the traits of an organism", "natural science", "biology", "Genes to traits", (3, 4, 7),
@@ -504,6 +396,6 @@ SKILLS: dict[str, Skill] = {
     "word": Skill(
         "Find a word", "language science", "vocabulary", "Reading", (1, 2),
         "Words that are spelled the same are the same word.",
-        _ask_word,
+        ask_word,
     ),
 }  # fmt: skip

@@ -21,6 +21,7 @@ def training_arguments(recipe: Recipe, folder: Path, has_eval: bool):
             values[key] = "no"
     if "bf16" not in recipe.training and "fp16" not in recipe.training:
         values["bf16"] = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    values.setdefault("dataloader_pin_memory", torch.cuda.is_available())
     if not has_eval:
         values.update(eval_strategy="no", load_best_model_at_end=False)
     elif values["eval_strategy"] == "no":
