@@ -6,7 +6,7 @@ right option uniformly after it, and the picture last to fit. Whatever a reader 
 uniform over the options: without the picture there is nothing to do but guess.
 
 `generate_problems` yields problem records with PIL images; `write_scienceqa` writes the original project's folder.
-The skills themselves are in `embedded_skills.py`, the drawing in `embedded_pictures.py`.
+The skills are in `embedded_skills.py` and `embedded_texts.py`, the drawing in `embedded_pictures.py`.
 """
 
 import json
