@@ -166,7 +166,7 @@ class MMCoTModel(CompleteSaveMixin, PreTrainedModel, GenerationMixin):
     def train(self, mode: bool = True):
         super().train(mode)
         if self.vision is not None and self.config.freeze_vision:
-            self.vision.eval()
+            self.vision.eval().requires_grad_(False)
         return self
 
     def encode_images(

@@ -144,3 +144,9 @@ def test_training_start_is_not_mistaken_for_a_repository(tmp_path):
         tmp_path / "ours"
     )
     assert "T5's card" not in (tmp_path / "ours" / "README.md").read_text()
+
+
+def test_push_to_hub_uploads_the_whole_folder(two_stage_repository, hub):
+    MMCoTModel.from_pretrained(two_stage_repository).push_to_hub("tester/two-stage", token=hub.token)
+    uploaded = set(hub.files("tester/two-stage"))
+    assert {path.name for path in two_stage_repository.iterdir()} <= uploaded

@@ -221,6 +221,13 @@ def test_stages_of_different_backbones_are_refused(processor):
         MMCoTModel.from_stages(*stages, processor)
 
 
+def test_frozen_backbone_stays_as_it_is_in_training(model):
+    model.train()
+    assert not model.vision.training and not any(weight.requires_grad for weight in model.vision.parameters())
+    assert model.rationale.training
+    model.eval()
+
+
 def test_training_reaches_every_weight_of_a_stage(processor, problems):
     model = MMCoTModel.from_stages(
         make_stage(processor, 0, freeze_vision=False), make_stage(processor, 1, freeze_vision=False), processor
