@@ -103,28 +103,52 @@ def predict(
         for p in problems.remove_columns(["images"])
     ]
     todo = [i for i in sorted(range(len(problems)), key=lambda i: -lengths[i]) if problems[i]["id"] not in done]
+    batches = (
+        [{**problems[i], **({"images": []} if blank_images else {})} for i in todo[start : start + batch_size]]
+        for start in range(0, len(todo), batch_size)
+    )
     with open(partial, "a", encoding="utf-8") as file, tqdm(total=len(todo), unit="problem") as progress:
-        for start in range(0, len(todo), batch_size):
-            batch = [dict(problems[i]) for i in todo[start : start + batch_size]]
-            if blank_images:
-                batch = [{**problem, "images": []} for problem in batch]
-            for problem, result in zip(
-                batch, pipeline(batch, batch_size=batch_size, mode=mode, **generate_kwargs), strict=True
-            ):
-                letter = result["answer"]
-                record = {
-                    "id": problem["id"],
-                    "answer": None if letter is None else ord(letter) - ord("A"),
-                    "rationale": result["rationale"],
-                    "scores": result["scores"],
-                    "generated": result["generated"],
-                }
-                done[problem["id"]] = record
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        for id_, result in _results(pipeline, batches, batch_size, mode, generate_kwargs):
+            letter = result["answer"]
+            record = {
+                "id": id_,
+                "answer": None if letter is None else ord(letter) - ord("A"),
+                "rationale": result["rationale"],
+                "scores": result["scores"],
+                "generated": result["generated"],
+            }
+            done[id_] = record
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
             file.flush()
-            progress.update(len(batch))
+            progress.update()
     with written_whole(output) as file:
         for id_ in problems["id"]:
             file.write(json.dumps(done[id_], ensure_ascii=False) + "\n")
     partial.unlink()
     return output
+
+
+def _results(pipeline, batches, batch_size: int, mode: str, generate_kwargs: dict):
+    """(id, result) of each problem: by batches of the pipeline, or, for plain greedy decoding and scored options,
+    without waiting for the longest rationale of a batch."""
+    from mmcot.decoding_mmcot import is_plain_greedy, is_plain_t5
+    from mmcot.training.inference import answer_questions
+
+    model, processor = pipeline.model, pipeline.processor
+    config = model._rationale_generation_config(None, generate_kwargs) if pipeline.two_stage else None
+    if mode != "score" or config is None or not (is_plain_greedy(config) and is_plain_t5(model.rationale)):
+        for batch in batches:
+            results = pipeline(batch, batch_size=batch_size, mode=mode, **generate_kwargs)
+            yield from zip((problem["id"] for problem in batch), results, strict=True)
+        return
+    under_way = {}
+
+    def inputs():
+        for batch in batches:
+            under_way.update((problem["id"], problem) for problem in batch)
+            yield [problem["id"] for problem in batch], processor(batch)
+
+    limit = config.max_new_tokens or config.max_length - 1
+    for ids, output in answer_questions(model, inputs(), max_new_tokens=limit, slots=batch_size):
+        results = processor.post_process(output, [under_way.pop(id_) for id_ in ids])
+        yield from zip(ids, results, strict=True)

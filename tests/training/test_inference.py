@@ -31,3 +31,22 @@ def test_answers_equal_one_by_one(processor, slots):
         assert found[id_]["generated"] == alone["generated"]
         assert found[id_]["answer"] == alone["answer"]
         assert found[id_]["scores"] == pytest.approx(alone["scores"], abs=1e-4)
+
+
+def test_predictions_are_the_pipelines(processor, tmp_path):
+    """`mmcot predict` doesn't wait for the longest rationale of a batch, and writes what the pipeline gives."""
+    from mmcot import MMCoTPipeline
+    from mmcot.training.files import read_jsonl
+    from mmcot.training.predict import predict
+    from mmcot.training.sources import load_problems
+
+    model = MMCoTModel.from_stages(make_stage(processor, 0), make_stage(processor, 1), processor)
+    problems = load_problems("embedded:n=4,val=2,test=5", "test")
+    written = list(read_jsonl(predict(model, problems, tmp_path / "out.jsonl", batch_size=2, max_new_tokens=10)))
+    assert [record["id"] for record in written] == problems["id"]
+    pipeline = MMCoTPipeline(model=model, processor=processor)
+    for record, problem in zip(written, problems, strict=True):
+        result = pipeline(dict(problem), max_new_tokens=10)
+        assert record["rationale"] == result["rationale"] and record["generated"] == result["generated"]
+        assert record["answer"] == ord(result["answer"]) - ord("A")
+        assert list(record["scores"].values()) == pytest.approx(list(result["scores"].values()), abs=1e-4)
