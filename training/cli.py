@@ -60,10 +60,10 @@ def run_command(name: str, argv: list[str]) -> int:
     args = parser.parse_intermixed_args(argv)  # key=value may stand before and after options
     try:
         return module.run(args) or 0
-    except (ValueError, FileNotFoundError, NotADirectoryError, FileExistsError) as error:
+    except (ValueError, OSError) as error:
         if os.environ.get("MMCOT_TRACEBACK"):
             raise
-        print(f"mmcot {name}: error: {error}", file=sys.stderr)
+        print(f"mmcot {name}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"mmcot {name}: interrupted; the same command goes on from here", file=sys.stderr)

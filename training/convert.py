@@ -4,7 +4,8 @@
   mmcot convert original/answer --stage answer --output repositories/base-v5-answer
 
 ORIGINAL_DIR holds config.json of a plain T5 and pytorch_model.bin or model.safetensors, in either of the original's
-key layouts. With --answer both stages become one two-stage repository.
+key layouts. With --answer both stages become one two-stage repository. Where there is no tokenizer, the networks are
+converted alone.
 """
 
 from pathlib import Path
@@ -37,13 +38,11 @@ def run(args) -> int:
         raise ValueError("where to? give OUT, a folder for the repository")
     if args.answer and args.stage:
         raise ValueError("--stage is for a single checkpoint, and --answer makes two of them")
-    if not args.answer and not args.stage:
-        raise ValueError("say what the checkpoint is for with --stage, or give the other stage with --answer")
     model = convert(
         args.original,
         output,
         answer=args.answer,
-        stage=args.stage or "rationale",
+        stage=args.stage,
         tokenizer=args.tokenizer,
         vision=args.vision,
         rationale_format=args.rationale_format,
@@ -51,6 +50,10 @@ def run(args) -> int:
         use_caption=args.use_caption,
     )
     print(f"{type(model).__name__}, {model.num_parameters() / 1e6:.1f} M parameters, in {output}")
+    if model.processor is None:
+        print(
+            f"{args.original} holds no tokenizer, so there is no processor: convert again with --tokenizer to get one"
+        )
     return 0
 
 
@@ -59,7 +62,7 @@ def convert(
     output: str | Path,
     *,
     answer: str | Path | None = None,
-    stage: str = "rationale",
+    stage: str | None = None,
     tokenizer=None,
     vision: str | None = None,
     rationale_format: str = "QCM-E",
@@ -71,8 +74,9 @@ def convert(
     Args:
         original: folder of the rationale stage's checkpoint, or of the single one.
         answer: folder of the answer stage's; a two-stage repository is written.
-        stage: what a single checkpoint is for: "rationale", "answer" or "one-stage".
-        tokenizer: folder, tokenizer.json or tokenizer; default: the one in `original`.
+        stage: what a single checkpoint is for: "rationale", "answer", "one-stage", or None if that isn't known.
+        tokenizer: folder, tokenizer.json or tokenizer; default: the one in `original`. Without any, no processor is
+            written.
         vision: preset or checkpoint of the backbone whose features the weights read; without it, features have to be
             given from outside.
 
@@ -80,7 +84,8 @@ def convert(
         the model that was saved.
 
     Raises:
-        ValueError, FileNotFoundError: a folder isn't there, holds no fusion, or an incomplete one; no tokenizer.
+        ValueError, FileNotFoundError: a folder isn't there, holds no fusion or an incomplete one, or not the tokenizer
+            that it should.
     """
     from mmcot import MMCoTModel, MMCoTProcessor
     from mmcot.training.build import image_processor_of
@@ -89,16 +94,22 @@ def convert(
     one_stage = answer is None and stage == "one-stage"
     answer_format = answer_format or ("QCM-A" if one_stage else "QCMG-A")
     formats = {"rationale": rationale_format, "answer": answer_format, "one-stage": answer_format}
-    processor = MMCoTProcessor(
-        image_processor=image_processor_of(vision),
-        tokenizer=_tokenizer(tokenizer or original),
-        rationale_format=None if one_stage else rationale_format,
-        answer_format=answer_format,
-        use_caption=use_caption,
-    )
+    for folder in filter(None, (original, answer)):
+        if not (Path(folder) / "config.json").is_file():
+            raise FileNotFoundError(f"{folder} holds no config.json: give the folder of a checkpoint of the original")
+    tokenizer = _tokenizer(tokenizer, original)
+    processor = None
+    if tokenizer is not None:
+        processor = MMCoTProcessor(
+            image_processor=image_processor_of(vision),
+            tokenizer=tokenizer,
+            rationale_format=None if one_stage else rationale_format,
+            answer_format=answer_format,
+            use_caption=use_caption,
+        )
 
     def load(folder, stage):
-        return _load_stage(folder, stage, formats[stage], use_caption)
+        return _load_stage(folder, stage, formats.get(stage), use_caption)
 
     if answer is None:
         model = load(original, stage)
@@ -111,15 +122,14 @@ def convert(
         "dataset": "scienceqa",
         "num_parameters": model.num_parameters(),
     }
-    model.save_pretrained(output, processor=processor, model_card=model_card(None, facts))
+    model.processor = processor
+    model.save_pretrained(output, model_card=model_card(None, facts))
     return model
 
 
-def _load_stage(folder: str | Path, stage: str, prompt_format: str, use_caption: bool):
+def _load_stage(folder: str | Path, stage: str | None, prompt_format: str | None, use_caption: bool):
     from mmcot import MMCoTForConditionalGeneration
 
-    if not (Path(folder) / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no config.json: give the folder of a checkpoint of the original")
     model = MMCoTForConditionalGeneration.from_pretrained(
         folder,
         stage="answer" if stage == "one-stage" else stage,
@@ -133,20 +143,23 @@ def _load_stage(folder: str | Path, stage: str, prompt_format: str, use_caption:
     return model
 
 
-def _tokenizer(source):
+def _tokenizer(given, original: str | Path):
+    """The tokenizer that is asked for; else the checkpoint's own, or None where it has none."""
     from transformers import AutoTokenizer
 
     from mmcot.training.build import tokenizer_from_file
 
-    if not isinstance(source, (str, Path)):
-        return source
-    if str(source).endswith(".json"):
+    if given is not None and not isinstance(given, (str, Path)):
+        return given
+    source = Path(given or original)
+    if source.suffix == ".json":
         return tokenizer_from_file(source)
-    files = ("tokenizer.json", "spiece.model")
     # transformers makes an empty tokenizer out of a bare config.json
-    if Path(source).is_dir() and not any((Path(source) / name).exists() for name in files):
-        raise ValueError(f"{source} holds no tokenizer ({' or '.join(files)}): give T5's with --tokenizer")
-    return AutoTokenizer.from_pretrained(source)
+    if source.is_dir() and not any((source / name).exists() for name in ("tokenizer.json", "spiece.model")):
+        if given is not None:
+            raise ValueError(f"{source} holds no tokenizer (tokenizer.json or spiece.model)")
+        return None
+    return AutoTokenizer.from_pretrained(str(source))
 
 
 def _add_vision(model, vision: str) -> None:

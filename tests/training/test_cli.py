@@ -1,0 +1,78 @@
+"""The command line: quick to help, clear in errors."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+
+from mmcot.training.cli import COMMANDS, main
+
+
+def test_help_is_fast_and_imports_nothing_heavy():
+    code = (
+        "import sys; from mmcot.training.cli import main; main(['--help']);"
+        "assert not {'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "mmcot.training.cli", "--help"], check=True, capture_output=True)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.5
+
+
+def test_importing_the_package_imports_no_torch():
+    code = "import sys, mmcot, mmcot.processing, mmcot.training; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_without_torch(name):
+    code = (
+        "import sys\nfrom mmcot.training.cli import main\n"
+        f"try: main(['{name}', '--help'])\nexcept SystemExit as stop: assert not stop.code\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"usage: mmcot {name}" in done.stdout
+
+
+def test_unknown_command_and_version(capsys):
+    assert main(["trian"]) == 2
+    assert "trian" in capsys.readouterr().err
+    assert main(["--version"]) == 0
+
+
+def test_predict_evaluate_and_report_work_together(two_stage_repository, tmp_path, capsys):
+    source = "embedded:n=12"
+    predictions, scores, figure = tmp_path / "predictions.jsonl", tmp_path / "scores.json", tmp_path / "report.png"
+    model = str(two_stage_repository)
+    assert main(["predict", model, source, "--split", "test", "--output", str(predictions), "--device", "cpu"]) == 0
+    evaluate = ["evaluate", "--predictions", str(predictions), "--problems", source, "--split", "test"]
+    assert main([*evaluate, "--json", str(scores)]) == 0
+    assert json.loads(scores.read_text())["n"]["Avg"] == 12
+    report = ["report", model, source, "--split", "test", "--limit", "3", "--output", str(figure), "--device", "cpu"]
+    assert main(report) == 0
+    with Image.open(figure) as image:
+        assert image.width > 800 and len(set(image.convert("L").resize((40, 40)).tobytes())) > 20
+    assert main(["predict", model, source, "--split", "test", "--output", str(predictions)]) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_predictions_go_on_where_they_were_cut(two_stage_repository, tmp_path):
+    """A record that was written is kept, a line that was cut off is made again."""
+    whole = tmp_path / "whole.jsonl"
+    command = ["predict", str(two_stage_repository), "embedded:n=6", "--split", "test", "--device", "cpu", "--output"]
+    assert main([*command, str(whole)]) == 0
+    lines = whole.read_text().splitlines(keepends=True)
+    kept = json.dumps({**json.loads(lines[0]), "rationale": "kept"}) + "\n"
+    cut = tmp_path / "cut.jsonl"
+    cut.with_name("cut.jsonl.partial-records").write_text(kept + lines[1][:20])
+    assert main([*command, str(cut)]) == 0
+    assert cut.read_text().splitlines(keepends=True) == [kept, *lines[1:]]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.jsonl", "whole.jsonl"]
