@@ -15,6 +15,7 @@ COMMANDS = {
     "reproduce": ("reproduce", "repeat a published result and compare"),
     "benchmark": ("benchmark", "time training and inference against the original's way"),
     "report": ("report", "draw predictions with their pictures, rationales and attention"),
+    "app": ("app", "ask a model in the browser (needs the [demo] extra)"),
     "push": ("push", "publish a repository on the Hub"),
 }
 

@@ -1,0 +1,78 @@
+"""Ask a model in the browser: picture, question and options in, rationale, answer and scores out.
+
+pip install 'mmcot[demo]' && mmcot app mmcot-demo/hub
+"""
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="repository: folder or Hub id")
+    parser.add_argument("--device", default=None)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=7860)
+
+
+def run(args) -> int:
+    build_app(args.model, args.device).launch(server_name=args.host, server_port=args.port)
+    return 0
+
+
+def ask(pipeline, picture, question: str, options: str, context: str) -> tuple[str, str, dict[str, float]]:
+    """One problem as the page has it: `options` one to a line.
+
+    Returns:
+        rationale, answer, and option → probability.
+
+    Raises:
+        ValueError: what the pipeline refuses (no question, fewer than two options, …).
+    """
+    choices = [line.strip() for line in options.splitlines() if line.strip()]
+    result = pipeline({"question": question, "choices": choices, "context": context, "image": picture})
+    letters = [chr(ord("A") + i) for i in range(len(choices))]
+    scores = {
+        f"({letter}) {choice}": (result["scores"] or {}).get(letter, 0.0)
+        for letter, choice in zip(letters, choices, strict=True)
+    }
+    return result["rationale"] or "", f"({result['answer']}) {result['answer_text']}", scores
+
+
+def build_app(model, device=None):
+    """The page, a `gradio.Blocks`.
+
+    Raises:
+        ValueError: gradio isn't installed.
+    """
+    try:
+        import gradio
+    except ImportError:
+        raise ValueError("the browser app needs gradio: pip install 'mmcot[demo]'") from None
+    from mmcot.training.predict import load_pipeline
+
+    pipeline = load_pipeline(model, device)
+
+    def answer(*fields):
+        try:
+            return ask(pipeline, *fields)
+        except ValueError as error:
+            raise gradio.Error(str(error)) from None
+
+    with gradio.Blocks(title="Multimodal Chain-of-Thought") as page:
+        gradio.Markdown(
+            "## Multimodal Chain-of-Thought\nA picture, a question and its options; reasons and an answer."
+        )
+        with gradio.Row():
+            with gradio.Column():
+                fields = [
+                    gradio.Image(type="pil", label="Picture (optional)"),
+                    gradio.Textbox(label="Question"),
+                    gradio.Textbox(label="Options, one to a line", lines=4),
+                    gradio.Textbox(label="Context (optional)"),
+                ]
+                button = gradio.Button("Answer", variant="primary")
+            with gradio.Column():
+                shown = [
+                    gradio.Textbox(label="Rationale", lines=6),
+                    gradio.Textbox(label="Answer"),
+                    gradio.Label(label="Scores of the options"),
+                ]
+        button.click(answer, fields, shown)
+    return page
