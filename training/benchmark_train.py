@@ -94,15 +94,11 @@ class OurTraining:
     ):
         from transformers import Seq2SeqTrainingArguments
 
-        from mmcot.training.cpu_training import fast_dropout
         from mmcot.training.stage_data import StageCollator
         from mmcot.training.trainer import StageTrainer
 
         self.name, self.samples, self.device = name, samples, device
         self.model = make_model(shape, **model_settings)
-        if device.type == "cpu":
-            self.fast_dropout = fast_dropout(self.model)
-            self.fast_dropout.__enter__()  # as `StageTrainer.train` does; held as long as this arm lives
         if compiled:
             for block in (*self.model.encoder.block, *self.model.decoder.block):
                 block.compile(dynamic=True)  # one graph for all encoder blocks and one for all decoder blocks

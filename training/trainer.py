@@ -1,20 +1,16 @@
 """`StageTrainer`: transformers' `Seq2SeqTrainer` with what a stage needs beyond it."""
 
-from contextlib import nullcontext
-
 from torch.utils.data import DataLoader
 from transformers import Seq2SeqTrainer
 
 from mmcot.training.batching import LengthBatchSampler
-from mmcot.training.cpu_training import fast_dropout
 
 
 class StageTrainer(Seq2SeqTrainer):
     """Trains a stage on samples with the columns `length` and `target_length`.
 
     With `train_sampling_strategy="group_by_length"` batches come from `LengthBatchSampler`; every other strategy is
-    transformers' own. Training steps make no logits where there is no label, and drop out the fast way on a
-    CPU.
+    transformers' own. Training steps make no logits where there is no label.
 
     Args:
         position_bias_lr: learning rate of T5's relative position biases, as a multiple of the others'. Adam moves a
@@ -66,10 +62,6 @@ class StageTrainer(Seq2SeqTrainer):
                 prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
             )
         )
-
-    def train(self, *args, **kwargs):
-        with fast_dropout(self.model) if self.args.device.type == "cpu" else nullcontext():
-            return super().train(*args, **kwargs)
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         if model.training and self.label_smoother is None and self.compute_loss_func is None:
