@@ -87,7 +87,7 @@ class MMCoTModel(CompleteSaveMixin, PreTrainedModel, GenerationMixin):
                 and is saved with the model.
 
         Raises:
-            ValueError: the stages read different image features.
+            ValueError: the stages read image features of different widths, or two different backbones.
         """
         stages = [rationale] if answer is None else [rationale, answer]
         widths = {stage.config.image_feature_size for stage in stages}

@@ -118,6 +118,7 @@ def test_real_model_answers_from_the_hub_where_this_package_is_not_installed(hub
         )
         for stage, form in (("rationale", "QCM-E"), ("answer", "QCMG-A"))
     ]
+    stages[1].encoder.vision.load_state_dict(stages[0].encoder.vision.state_dict())
     model = MMCoTModel.from_stages(*stages, MMCoTProcessor(image_processor_for(16), tiny_tokenizer))
     facts = {**config_facts(model.config.to_dict()), "dataset": "embedded", "name": "tiny"}
     model.save_pretrained(tmp_path / "model", model_card=model_card(None, facts))
