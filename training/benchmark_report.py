@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-BEGIN, END = "<!-- speed:begin -->", "<!-- speed:end -->"
+from mmcot.training.files import write_between_markers
 
 
 def describe(result: dict) -> str:
@@ -36,13 +36,7 @@ def write_table(path: str | Path, results: list[dict]) -> None:
     Raises:
         ValueError: the file has no such markers.
     """
-    path = Path(path)
-    text = path.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{path} has no lines {BEGIN} and {END} to write between")
-    path.write_text(f"{before}{BEGIN}\n{speed_table(results)}\n{END}{after}", encoding="utf-8")
+    write_between_markers(path, "speed", speed_table(results))
 
 
 def _figures(result: dict) -> list[tuple[str, str, bool]]:

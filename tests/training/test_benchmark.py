@@ -158,7 +158,7 @@ def test_figures_of_generation():
 
 def test_table_between_the_markers(trained, tmp_path):
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{benchmark_report.BEGIN}\nold\n{benchmark_report.END}\nafter\n")
+    readme.write_text("before\n<!-- speed:begin -->\nold\n<!-- speed:end -->\nafter\n")
     (tmp_path / "one.json").write_text(json.dumps(trained))
     args = options("all", write_readme=str(readme), results=[str(tmp_path / "one.json")])
     assert benchmark.run(args) == 0
