@@ -1,8 +1,7 @@
 """Greedy decoding of many rows at once: what `generate()` writes, sooner.
 
 A row that has ended gives its place to the next one, or the batch shrinks; keys and values are written in place
-instead of being joined anew at each token; projections that read the same state are one product. The ids equal those
-of `generate()`.
+instead of being joined anew at each token. The ids equal those of `generate()`.
 """
 
 from collections import deque
@@ -12,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GenerationConfig
-from transformers.models.t5.modeling_t5 import T5Attention, T5DenseActDense, T5DenseGatedActDense
 
-_PROJECTIONS = {"q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo"}
+from .decoder_weights_mmcot import DecoderWeights, is_plain_t5
+
 # What a generation configuration may hold for greedy decoding to be the same as what it asks for.
 _PLAIN_OPTIONS = {
     "bos_token_id",
@@ -33,19 +32,6 @@ def is_plain_greedy(config: GenerationConfig) -> bool:
     """Whether a configuration asks for the most probable token each time and nothing else."""
     options = {name: value for name, value in config.to_diff_dict().items() if value is not None}
     return all(name in _PLAIN_OPTIONS or value in _PLAIN_VALUES.get(name, ()) for name, value in options.items())
-
-
-def is_plain_t5(model) -> bool:
-    """Whether the decoder is T5's own, on one device: no adapters, quantised layers or hooks."""
-    modules = [model.lm_head, *model.decoder.modules()]
-    for module in modules:
-        if isinstance(module, T5Attention | T5DenseActDense | T5DenseGatedActDense):
-            parts = [part for name, part in module.named_children() if name in _PROJECTIONS]
-            if any(type(part) is not nn.Linear for part in parts):
-                return False
-        if module._forward_hooks or module._forward_pre_hooks:
-            return False
-    return type(model.lm_head) is nn.Linear and len({weight.device for weight in model.decoder.parameters()}) == 1
 
 
 def generate_ids(model, encoder_outputs, attention_mask: Tensor, config: GenerationConfig) -> Tensor:
@@ -76,47 +62,12 @@ class GreedyDecoder:
     """
 
     def __init__(self, model, slots: int = 64, dtype: torch.dtype | None = None):
-        config, decoder = model.config, model.decoder
-        weight = model.lm_head.weight
-        if dtype is None:
-            device_type = weight.device.type
-            on = torch.is_autocast_enabled(device_type)
-            dtype = torch.get_autocast_dtype(device_type) if on else weight.dtype
-        self.slots, self.dtype, self.device = slots, dtype, weight.device
-        self.heads, self.width, self.eps = config.num_heads, config.d_kv, config.layer_norm_epsilon
-        self.d_model = config.d_model
-        self.start = config.decoder_start_token_id
-        self.logit_scale = config.d_model**-0.5 if config.scale_decoder_outputs else 1.0
-        self.embedding = decoder.embed_tokens.weight
-        self.lm_head = self._copy(weight)
-        self.final_norm = self._copy(decoder.final_layer_norm.weight)
-        self.layers = [self._layer(block) for block in decoder.block]
-        self._bias_of = decoder.block[0].layer[0].SelfAttention
+        self.weights = DecoderWeights(model, dtype)
+        self.slots, self.device = slots, self.weights.device
         # finished rows are looked for every so often: each look waits for the device
-        self.look_every = 8 if self.device.type == "cuda" else 1
-
-    def _copy(self, *weights: Tensor) -> Tensor:
-        return (weights[0] if len(weights) == 1 else torch.cat(weights)).detach().to(self.dtype)
-
-    def _layer(self, block) -> dict[str, Tensor]:
-        own, cross, feed = block.layer[0], block.layer[1], block.layer[2]
-        attention, over = own.SelfAttention, cross.EncDecAttention
-        dense = feed.DenseReluDense
-        gated = hasattr(dense, "wi_0")
-        return {
-            "norm": self._copy(own.layer_norm.weight),
-            "qkv": self._copy(attention.q.weight, attention.k.weight, attention.v.weight),
-            "out": self._copy(attention.o.weight),
-            "cross_norm": self._copy(cross.layer_norm.weight),
-            "cross_q": self._copy(over.q.weight),
-            "cross_kv": self._copy(over.k.weight, over.v.weight),
-            "cross_out": self._copy(over.o.weight),
-            "feed_norm": self._copy(feed.layer_norm.weight),
-            "feed_in": self._copy(dense.wi_0.weight, dense.wi_1.weight) if gated else self._copy(dense.wi.weight),
-            "feed_out": self._copy(dense.wo.weight),
-            "activation": dense.act,
-            "gated": gated,
-        }
+        self.look_every = 1 if self.device.type == "cpu" else 8
+        # rows whose attention is one call, at the longest one's length: a CPU waits for memory there
+        self.block = 16 if self.device.type == "cpu" else slots
 
     @torch.no_grad()
     def decode(
@@ -156,40 +107,45 @@ class GreedyDecoder:
                 if source.exhausted:
                     places.shrink()
 
-    def _step(self, tokens: Tensor, places: "_Places", longest: int) -> Tensor:
+    def _step(self, tokens: Tensor, places: "_Places") -> Tensor:
         """Logits (rows, vocabulary) after `tokens` (rows,), whose keys and values join the places' own."""
-        rows, positions = places.rows, places.positions
+        weights, rows, positions = self.weights, places.rows, places.positions
+        blocks = places.blocks(self.block)
+        longest = max(written for _, written, _ in blocks)
         distance = positions[:, None] - torch.arange(longest, device=self.device)  # (rows, longest)
         bias = places.bias_table[:, distance.clamp(min=0)].transpose(0, 1)[:, :, None]  # (rows, heads, 1, longest)
         bias = bias.masked_fill((distance < 0)[:, None, None], float("-inf"))
-        state = F.embedding(tokens, self.embedding).to(self.dtype)  # (rows, d_model)
-        for number, layer in enumerate(self.layers):
-            read = F.linear(self._norm(state, layer["norm"]), layer["qkv"])
-            query, key, value = read.view(len(tokens), 3, self.heads, self.width).unbind(1)
-            places.own[number, 0, rows, positions] = key
-            places.own[number, 1, rows, positions] = value
-            state = state + F.linear(self._attend(query, places.own[number, :, :, :longest], bias), layer["out"])
-            query = F.linear(self._norm(state, layer["cross_norm"]), layer["cross_q"])
-            query = query.view(len(tokens), self.heads, self.width)
-            found = self._attend(query, places.cross[number], places.cross_mask)
-            state = state + F.linear(found, layer["cross_out"])
-            inner = F.linear(self._norm(state, layer["feed_norm"]), layer["feed_in"])
-            if layer["gated"]:
-                gate, inner = inner.chunk(2, dim=-1)
-                inner = layer["activation"](gate) * inner
-            else:
-                inner = layer["activation"](inner)
-            state = state + F.linear(inner, layer["feed_out"])
-        return F.linear(self._norm(state, self.final_norm) * self.logit_scale, self.lm_head)
+        state = weights.embed(tokens)  # (rows, d_model)
+        for number, layer in enumerate(weights.layers):
+            read = weights.project(weights.norm(state, layer["norm"]), layer["qkv"], 3)
+            query, key, value = (weights.split_heads(part) for part in read)  # (rows, heads, width)
+            own, cross = places.own[number], places.cross[number]
+            own[0, rows, :, positions] = key
+            own[1, rows, :, positions] = value
+            found = [
+                _attend(query[own_rows], own[:, own_rows, :, :written], bias[own_rows, ..., :written])
+                for own_rows, written, _ in blocks
+            ]
+            state = state + weights.project(_joined(found), layer["out"])[0]
+            query = weights.project(weights.norm(state, layer["cross_norm"]), layer["cross_q"])[0]
+            query = weights.split_heads(query)
+            found = [
+                _attend(query[own_rows], cross[:, own_rows, :, :text], places.cross_mask[own_rows, ..., :text])
+                for own_rows, _, text in blocks
+            ]
+            state = state + weights.project(_joined(found), layer["cross_out"])[0]
+            state = weights.feed_forward(state, layer)
+        return weights.logits(state)
 
-    def _norm(self, state: Tensor, weight: Tensor) -> Tensor:
-        return F.rms_norm(state, (self.d_model,), weight, self.eps)
 
-    def _attend(self, query: Tensor, key_value: Tensor, mask: Tensor) -> Tensor:
-        """query (rows, heads, width) over key_value (2, rows, length, heads, width) -> (rows, heads * width)."""
-        key, value = key_value.transpose(2, 3)  # (rows, heads, length, width) each
-        found = F.scaled_dot_product_attention(query[:, :, None], key, value, attn_mask=mask, scale=1.0)
-        return found.flatten(1)
+def _attend(query: Tensor, key_value: Tensor, mask: Tensor) -> Tensor:
+    """query (rows, heads, width) over key_value (2, rows, heads, length, width) -> (rows, heads * width)."""
+    found = F.scaled_dot_product_attention(query[:, :, None], *key_value, attn_mask=mask, scale=1.0)
+    return found.flatten(1)
+
+
+def _joined(found: list[Tensor]) -> Tensor:
+    return found[0] if len(found) == 1 else torch.cat(found)
 
 
 class _Source:
@@ -216,8 +172,9 @@ class _Source:
 class _Places:
     """The rows that are being decoded: their keys and values, masks, tokens and positions.
 
-    own (layers, 2, rows, room, heads, width), cross (layers, 2, rows, text, heads, width), cross_mask (rows, 1, 1,
-    text), written (rows, room), tokens and positions (rows,); `keys` and `counts` (tokens written) are the host's.
+    own (layers, 2, rows, heads, room, width), cross (layers, 2, rows, heads, text, width), cross_mask (rows, 1, 1,
+    text; `unseen` where there is no text), written (rows, room), tokens and positions (rows,). The host's: `keys`,
+    `counts` (tokens written), `goals` (at most to write) and `texts` (length of what the row reads).
     """
 
     def __init__(self, decoder: GreedyDecoder, max_new_tokens: int):
@@ -225,20 +182,10 @@ class _Places:
         self.keys: list[Hashable | None] = []
         self.counts: list[int] = []
         self.goals: list[int] = []
+        self.texts: list[int] = []
         self.room = 0
-        self.bias_table = self._biases(max_new_tokens + decoder.look_every)
-
-    def _biases(self, room: int) -> Tensor:
-        """T5's bias by how far back a key lies, (heads, room)."""
-        attention = self.decoder._bias_of
-        back = -torch.arange(room, device=self.decoder.device)
-        buckets = attention._relative_position_bucket(
-            back,
-            bidirectional=False,
-            num_buckets=attention.relative_attention_num_buckets,
-            max_distance=attention.relative_attention_max_distance,
-        )
-        return attention.relative_attention_bias(buckets).T.to(self.decoder.dtype)
+        self.unseen = torch.finfo(decoder.weights.dtype).min  # not -inf: a free place mustn't come to hold NaN
+        self.bias_table = decoder.weights.biases(max_new_tokens + decoder.look_every)
 
     @property
     def active(self) -> int:
@@ -247,67 +194,80 @@ class _Places:
     def free(self, slots: int) -> int:
         return slots - self.active
 
+    def blocks(self, size: int) -> list[tuple[slice, int, int]]:
+        """Rows side by side, `size` at a time: which, their tokens with the one being written, their longest text."""
+        found = []
+        for first in range(0, len(self.keys), size):
+            rows = slice(first, first + size)
+            found.append((rows, max(self.counts[rows]) + 1, max(self.texts[rows])))
+        return found
+
     def admit(self, rows: list[tuple[Hashable, Tensor, Tensor]], lengths) -> None:
         """Gives rows a place: one that is free, or a new one."""
-        decoder = self.decoder
+        weights, device = self.decoder.weights, self.decoder.device
         places = [i for i, key in enumerate(self.keys) if key is None][: len(rows)]
         places += range(len(self.keys), len(self.keys) + len(rows) - len(places))
         added = max(0, places[-1] + 1 - len(self.keys))
-        self.keys += [None] * added
-        self.counts += [0] * added
-        self.goals += [0] * added
-        hidden = nn.utils.rnn.pad_sequence([row for _, row, _ in rows], batch_first=True).to(decoder.dtype)
-        mask = nn.utils.rnn.pad_sequence([row_mask.bool() for _, _, row_mask in rows], batch_first=True)
-        text = mask.shape[1]
-        for place, (key, _, _) in zip(places, rows, strict=True):
-            self.keys[place], self.counts[place] = key, 0
+        for values, empty in ((self.keys, None), (self.counts, 0), (self.goals, 0), (self.texts, 0)):
+            values += [empty] * added
+        for place, (key, row, _) in zip(places, rows, strict=True):
+            self.keys[place], self.counts[place], self.texts[place] = key, 0, len(row)
             self.goals[place] = self.limit if lengths is None else min(self.limit, lengths[key])
-        self._make_room(len(self.keys), text)
-        index = torch.tensor(places, device=decoder.device)
-        self.cross_mask[index] = False
-        self.cross_mask[index, :, :, :text] = mask[:, None, None]
-        for number, layer in enumerate(decoder.layers):
-            read = F.linear(hidden, layer["cross_kv"]).view(len(rows), text, 2, decoder.heads, decoder.width)
-            self.cross[number, :, index, :text] = read.permute(2, 0, 1, 3, 4)
-        self.tokens[index] = decoder.start
+        texts = [self.texts[place] for place in places]
+        self._make_room(len(self.keys), max(texts))
+        index = torch.tensor(places, device=device)
+        self.tokens[index] = weights.start
         self.positions[index] = 0
         self.ended[index] = False
+        self.cross_mask[index] = self.unseen
+        # what the rows read, one after the other without padding: the place and position of each token
+        hidden = torch.cat([row for _, row, _ in rows]).to(weights.dtype)  # (tokens, d_model)
+        seen = torch.cat([mask.bool() for _, _, mask in rows])
+        places = torch.tensor(places).repeat_interleave(torch.tensor(texts)).to(device)
+        positions = torch.cat([torch.arange(text) for text in texts]).to(device)
+        self.cross_mask[places, 0, 0, positions] = torch.zeros_like(seen, dtype=weights.dtype).masked_fill(
+            ~seen, self.unseen
+        )
+        for number, layer in enumerate(weights.layers):
+            for i, part in enumerate(weights.project(hidden, layer["cross_kv"], 2)):
+                self.cross[number, i, places, :, positions] = weights.split_heads(part)
 
     def _make_room(self, rows: int, text: int) -> None:
         """Enlarges, or first makes, the tensors; what they hold stays."""
-        decoder = self.decoder
-        layers, heads, width = len(decoder.layers), decoder.heads, decoder.width
-        long = {"dtype": torch.long, "device": decoder.device}
+        weights, device = self.decoder.weights, self.decoder.device
+        long = {"dtype": torch.long, "device": device}
         if not self.room:
-            self.room = min(64, self.limit) + decoder.look_every
-            self.own = torch.zeros(layers, 2, 0, self.room, heads, width, dtype=decoder.dtype, device=decoder.device)
-            self.cross = self.own.new_zeros(layers, 2, 0, 0, heads, width)
-            self.cross_mask = torch.zeros(0, 1, 1, 0, dtype=torch.bool, device=decoder.device)
+            self.room = min(64, self.limit) + self.decoder.look_every
+            layers = len(weights.layers)
+            self.own = torch.zeros(
+                layers, 2, 0, weights.heads, self.room, weights.width, dtype=weights.dtype, device=device
+            )
+            self.cross = self.own[:, :, :, :, :0]
+            self.cross_mask = self.own.new_zeros(0, 1, 1, 0)
             self.written = torch.zeros(0, self.room, **long)
             self.tokens, self.positions = torch.zeros(0, **long), torch.zeros(0, **long)
-            self.ended = torch.zeros(0, dtype=torch.bool, device=decoder.device)
-        more, wider = rows - len(self.tokens), max(0, text - self.cross.shape[3])
-        if wider:
-            self.cross = F.pad(self.cross, (0, 0, 0, 0, 0, wider))
-            self.cross_mask = F.pad(self.cross_mask, (0, wider))
+            self.ended = torch.zeros(0, dtype=torch.bool, device=device)
+        more, wider = rows - len(self.tokens), max(0, text - self.cross.shape[4])
+        if more > 0 or wider:
+            more = max(0, more)
+            self.cross = F.pad(self.cross, (0, 0, 0, wider, 0, 0, 0, more))
+            self.cross_mask = F.pad(self.cross_mask, (0, wider, 0, 0, 0, 0, 0, more), value=self.unseen)
         if more > 0:
             self.own = F.pad(self.own, (0,) * 6 + (0, more))
-            self.cross = F.pad(self.cross, (0,) * 6 + (0, more))
-            self.cross_mask = F.pad(self.cross_mask, (0,) * 6 + (0, more))
             self.written = F.pad(self.written, (0, 0, 0, more))
             self.tokens, self.positions = F.pad(self.tokens, (0, more)), F.pad(self.positions, (0, more))
             self.ended = F.pad(self.ended, (0, more))
-        self.rows = torch.arange(rows, device=decoder.device)
+        self.rows = torch.arange(rows, device=device)
 
     def step(self, ends: Tensor | None) -> None:
         """One more token in every row; `ends` are the tokens that end one."""
         longest = max(self.counts) + 1
         if longest > self.room:
             more = min(self.room, self.limit + self.decoder.look_every - self.room)
-            self.own = F.pad(self.own, (0, 0, 0, 0, 0, more))
+            self.own = F.pad(self.own, (0, 0, 0, more))
             self.written = F.pad(self.written, (0, more))
             self.room += more
-        tokens = self.decoder._step(self.tokens, self, longest).argmax(-1)
+        tokens = self.decoder._step(self.tokens, self).argmax(-1)
         self.written[self.rows, self.positions] = tokens
         self.tokens = tokens
         if ends is not None:
@@ -336,27 +296,26 @@ class _Places:
             if ended[i]:
                 end = next((j for j, token in enumerate(ids) if token in ends), len(ids) - 1)
                 ids = ids[: end + 1]
-            key, self.keys[i], self.counts[i] = self.keys[i], None, 0
+            key, self.keys[i], self.counts[i], self.texts[i] = self.keys[i], None, 0, 1
             yield key, ids
         self.positions[torch.tensor(done, device=self.decoder.device)] = 0
 
     def shrink(self) -> None:
-        """Drops free places once they are a quarter, and text that no row has any more."""
+        """Drops free places once they are a quarter, and text that no row reads any more."""
         if self.active > 0.75 * len(self.keys) or not self.active:
             return
         kept = [i for i, key in enumerate(self.keys) if key is not None]
         index = torch.tensor(kept, device=self.decoder.device)
-        self.keys, self.counts, self.goals = (
-            [values[i] for i in kept] for values in (self.keys, self.counts, self.goals)
+        self.keys, self.counts, self.goals, self.texts = (
+            [values[i] for i in kept] for values in (self.keys, self.counts, self.goals, self.texts)
         )
-        self.cross_mask = self.cross_mask[index]
-        text = int((self.cross_mask.view(len(kept), -1).any(0)).nonzero().max()) + 1
-        self.cross_mask = self.cross_mask[..., :text]
+        text = max(self.texts)
+        self.cross_mask = self.cross_mask[index, ..., :text]
         self.own = self.own[:, :, index]
-        self.cross = self.cross[:, :, index, :text]
+        self.cross = self.cross[:, :, index, :, :text]
         self.written, self.tokens = self.written[index], self.tokens[index]
         self.positions, self.ended = self.positions[index], self.ended[index]
         self.rows = torch.arange(len(kept), device=self.decoder.device)
 
 
-__all__ = ["GreedyDecoder", "generate_ids", "is_plain_greedy", "is_plain_t5"]
+__all__ = ["GreedyDecoder", "generate_ids", "is_plain_greedy"]

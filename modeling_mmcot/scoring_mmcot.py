@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from .decoder_weights_mmcot import forced_logits, is_plain_t5
 from .decoding_mmcot import generate_ids
 
 
@@ -65,13 +66,16 @@ def score_options(
     Returns:
         (rows, max choices), float32, over the whole vocabulary; -inf beyond a row's own choices.
     """
-    forced = attention_mask.new_tensor([model.config.decoder_start_token_id, *option_prefix_ids])
-    logits = model(
-        encoder_outputs=encoder_outputs,
-        attention_mask=attention_mask,
-        decoder_input_ids=forced.expand(attention_mask.shape[0], -1),
-        use_cache=False,
-    ).logits[:, -1]
+    forced = [model.config.decoder_start_token_id, *option_prefix_ids]
+    if is_plain_t5(model) and not torch.is_grad_enabled():
+        logits = forced_logits(model, encoder_outputs[0], attention_mask, forced)
+    else:
+        logits = model(
+            encoder_outputs=encoder_outputs,
+            attention_mask=attention_mask,
+            decoder_input_ids=attention_mask.new_tensor(forced).expand(attention_mask.shape[0], -1),
+            use_cache=False,
+        ).logits[:, -1]
     most = len(option_letter_ids) if num_choices is None else int(num_choices.max())
     scores = logits.float().log_softmax(-1)[:, option_letter_ids[:most]]
     if num_choices is not None:

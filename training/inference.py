@@ -1,9 +1,11 @@
 """Both stages over many questions: rationales of rows that come and go, answers by one decoder step over the options.
 
-Every question is encoded once a stage, its image features are computed once, and nothing leaves the device in between.
+Every question is encoded once a stage, beside others of its length, its image features are computed once, and nothing
+leaves the device in between.
 """
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -12,6 +14,22 @@ from mmcot.decoding_mmcot import GreedyDecoder
 from mmcot.scoring_mmcot import MMCoTOutput, special_token_ids
 
 ANSWER_BATCHES = 4  # so many batches of answers are gathered and sorted by length
+# What a CPU's caches hold of the states of a batch; a GPU wants enough to be busy.
+ENCODER_TOKENS = {"cpu": 2048}
+OTHER_ENCODER_TOKENS = 32768
+
+
+@dataclass
+class _Question:
+    """A question under way: ids of its first stage's source and its second's without rationale, its choices, and the
+    features of its pictures (patches, width), None without one. Ids are the host's, features the device's."""
+
+    key: Hashable
+    source: torch.Tensor
+    prefix: torch.Tensor
+    num_choices: torch.Tensor
+    patches: torch.Tensor | None
+    rationale: list[int] | None = None
 
 
 @torch.no_grad()
@@ -21,6 +39,7 @@ def answer_questions(
     *,
     max_new_tokens: int = 512,
     slots: int = 64,
+    encoder_tokens: int | None = None,
     lengths: Mapping[Hashable, int] | None = None,
 ) -> Iterator[tuple[list[Hashable], MMCoTOutput]]:
     """Writes rationales greedily and scores the options; what `model.generate(mode="score")` gives, in another order.
@@ -29,71 +48,114 @@ def answer_questions(
         model: an `MMCoTModel` in evaluation mode.
         batches: (keys, inputs) with the inputs of `MMCoTModel.generate`, read as there is room. Longest first wastes
             least.
-        slots: rationales that are written, and answers that are scored, at a time.
+        slots: rationales that are written at a time.
+        encoder_tokens: tokens, padding included, that an encoder reads at a time; default: 2,048 on a CPU, 32,768
+            elsewhere.
         lengths: key → tokens of its rationale, for measuring speed with random weights.
 
     Yields:
-        (keys, output) of up to `slots` questions, with `rationale_ids` and `option_log_probs`.
+        (keys, output) of some questions, with `rationale_ids` and `option_log_probs`.
     """
-    kept: dict[Hashable, dict[str, torch.Tensor]] = {}  # what the answer stage needs of the questions under way
     device = model.device
+    tokens = encoder_tokens or ENCODER_TOKENS.get(device.type, OTHER_ENCODER_TOKENS)
     start, pad = model.rationale.config.decoder_start_token_id, model.rationale.config.pad_token_id
+    under_way: dict[Hashable, _Question] = {}
 
     def encoded():
         for keys, inputs in batches:
-            inputs = {name: value.to(device, non_blocking=True) for name, value in inputs.items()}
-            names = ("pixel_values", "pixel_mask", "image_features", "image_attention_mask")
-            images = model._image_inputs(*(inputs.get(name) for name in names))
-            mask = inputs["attention_mask"]
-            hidden = model._encode("rationale", inputs["input_ids"], mask, images, False)[0]
-            prefixes = [ids[own.bool()] for ids, own in zip(*_answer_prefix(inputs), strict=True)]
-            for i, key in enumerate(keys):
-                kept[key] = {"prefix": prefixes[i], "choices": inputs["num_choices"][i]}
-                if images:
-                    own = images.get("image_attention_mask")
-                    features = images["image_features"][i]
-                    kept[key]["patches"] = features if own is None else features[own[i].bool()]
-            yield keys, hidden, mask
+            for group in _groups(_questions(model, keys, inputs), tokens, lambda question: len(question.source)):
+                under_way.update((question.key, question) for question in group)
+                ids, mask = _padded([question.source for question in group], pad, device)
+                hidden = model._encode("rationale", ids, mask, _images(group), False)[0]
+                yield [question.key for question in group], hidden, mask
 
-    def answers(written):
-        rows = [kept.pop(key) for key, _ in written]
-        prefix = pad_sequence([row["prefix"] for row in rows], batch_first=True, padding_value=pad)
-        mask = pad_sequence([torch.ones_like(row["prefix"]) for row in rows], batch_first=True)
-        ids = [torch.tensor([start, *ids], device=device) for _, ids in written]
-        images = {}
-        if "patches" in rows[0]:
-            patches = [row["patches"] for row in rows]  # none for a question without a picture
-            images["image_features"] = pad_sequence(patches, batch_first=True)
-            counts = torch.tensor([len(own) for own in patches], device=device)
-            columns = torch.arange(images["image_features"].shape[1], device=device)
-            images["image_attention_mask"] = columns < counts[:, None]
-        output = model.generate(
-            input_ids=prefix,
-            answer_input_ids=prefix,
-            answer_attention_mask=mask,
-            num_choices=torch.stack([row["choices"] for row in rows]),
-            rationale_ids=pad_sequence(ids, batch_first=True, padding_value=pad),
-            **images,
-        )
-        return [key for key, _ in written], output
+    def answers(questions: list[_Question]):
+        for group in _groups(questions, tokens, lambda question: len(question.prefix) + len(question.rationale)):
+            prefix, mask = _padded([question.prefix for question in group], pad, device)
+            rationales = [torch.tensor([start, *question.rationale]) for question in group]
+            output = model.generate(
+                input_ids=prefix,
+                answer_input_ids=prefix,
+                answer_attention_mask=mask,
+                num_choices=torch.stack([question.num_choices for question in group]),
+                rationale_ids=pad_sequence(rationales, batch_first=True, padding_value=pad).to(device),
+                **_images(group),
+            )
+            yield [question.key for question in group], output
 
-    decoder = GreedyDecoder(model.rationale, slots)
     end = special_token_ids(model.rationale.config)["eos_token_id"]
-    waiting: list[tuple[Hashable, list[int]]] = []
-
-    def sorted_batches():
-        waiting.sort(key=lambda item: len(item[1]) + len(kept[item[0]]["prefix"]), reverse=True)
-        for first in range(0, len(waiting), slots):
-            yield answers(waiting[first : first + slots])
-        waiting.clear()
-
-    for item in decoder.decode(encoded(), max_new_tokens, end, lengths):
-        waiting.append(item)
-        if len(waiting) >= ANSWER_BATCHES * slots:
-            yield from sorted_batches()
-    yield from sorted_batches()
+    written: list[_Question] = []
+    for key, ids in GreedyDecoder(model.rationale, slots).decode(encoded(), max_new_tokens, end, lengths):
+        question = under_way.pop(key)
+        question.rationale = ids
+        written.append(question)
+        if len(written) >= ANSWER_BATCHES * slots:
+            yield from answers(written)
+            written = []
+    yield from answers(written)
 
 
-def _answer_prefix(inputs: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    ids = inputs["answer_input_ids"]
-    return ids, inputs.get("answer_attention_mask", torch.ones_like(ids))
+def _questions(model, keys: list[Hashable], inputs: Mapping[str, torch.Tensor]) -> list[_Question]:
+    """A batch as single questions without padding; pictures go through the backbone."""
+    names = ("pixel_values", "pixel_mask", "image_features", "image_attention_mask")
+    given = (inputs.get(name) for name in names)
+    images = model._image_inputs(*(None if value is None else value.to(model.device) for value in given))
+    mask = images.get("image_attention_mask")
+    patches = _rows(images["image_features"], None if mask is None else mask.cpu()) if images else [()] * len(keys)
+    columns = (
+        _rows(inputs["input_ids"], inputs.get("attention_mask")),
+        _rows(inputs["answer_input_ids"], inputs.get("answer_attention_mask")),
+        inputs["num_choices"],
+        [own if len(own) else None for own in patches],
+    )
+    return [_Question(*fields) for fields in zip(keys, *columns, strict=True)]
+
+
+def _rows(values: torch.Tensor, mask: torch.Tensor | None) -> list[torch.Tensor]:
+    """Each row's own entries, without padding; the mask is the host's."""
+    if mask is None:
+        return list(values)
+    mask = mask.bool()
+    counts = mask.sum(1).tolist()
+    return [
+        row[:count] if own[:count].all() else row[own] for row, own, count in zip(values, mask, counts, strict=True)
+    ]
+
+
+def _groups(questions: list[_Question], tokens: int, length: Callable[[_Question], int]) -> Iterator[list[_Question]]:
+    """Questions of like length, longest first, as many as come to `tokens` with padding.
+
+    Those without a picture go by themselves: what they see instead of one is the same for all.
+    """
+    groups: list[list[_Question]] = []
+    for seeing in (True, False):
+        group: list[_Question] = []
+        own = [question for question in questions if (question.patches is not None) == seeing]
+        for question in sorted(own, key=length, reverse=True):
+            if group and (len(group) + 1) * length(group[0]) > tokens:
+                groups.append(group)
+                group = []
+            group.append(question)
+        if group:
+            groups.append(group)
+    yield from sorted(groups, key=lambda group: length(group[0]), reverse=True)
+
+
+def _padded(rows: list[torch.Tensor], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask (rows, longest), on the device."""
+    ids = pad_sequence(rows, batch_first=True, padding_value=pad)
+    lengths = torch.tensor([len(row) for row in rows])
+    mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+    return ids.to(device, non_blocking=True), mask.to(device, non_blocking=True)
+
+
+def _images(group: list[_Question]) -> dict[str, torch.Tensor]:
+    """The image arguments of a group; none where there is no picture."""
+    rows = [question.patches for question in group]
+    if rows[0] is None:
+        return {}
+    features, counts = pad_sequence(rows, batch_first=True), torch.tensor([len(row) for row in rows])
+    if counts.min() == counts.max():
+        return {"image_features": features}
+    mask = torch.arange(features.shape[1]) < counts[:, None]
+    return {"image_features": features, "image_attention_mask": mask.to(features.device, non_blocking=True)}

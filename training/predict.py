@@ -131,7 +131,8 @@ def predict(
 def _results(pipeline, batches, batch_size: int, mode: str, generate_kwargs: dict):
     """(id, result) of each problem: by batches of the pipeline, or, for plain greedy decoding and scored options,
     without waiting for the longest rationale of a batch."""
-    from mmcot.decoding_mmcot import is_plain_greedy, is_plain_t5
+    from mmcot.decoder_weights_mmcot import is_plain_t5
+    from mmcot.decoding_mmcot import is_plain_greedy
     from mmcot.training.inference import answer_questions
 
     model, processor = pipeline.model, pipeline.processor

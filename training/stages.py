@@ -217,7 +217,8 @@ class _Predictor:
         return {name: value.to(self.model.device) for name, value in self.collator(rows).items()}
 
     def _decodes_plainly(self) -> bool:
-        from mmcot.decoding_mmcot import is_plain_greedy, is_plain_t5
+        from mmcot.decoder_weights_mmcot import is_plain_t5
+        from mmcot.decoding_mmcot import is_plain_greedy
 
         self.config = copy.deepcopy(self.model.generation_config)
         unknown = self.config.update(**self.generate_kwargs)

@@ -5,7 +5,8 @@ import torch
 from tiny_models import VOCAB, image_inputs, text_inputs, tiny_model
 from transformers import GenerationConfig
 
-from mmcot.decoding_mmcot import GreedyDecoder, is_plain_greedy, is_plain_t5
+from mmcot.decoder_weights_mmcot import is_plain_t5
+from mmcot.decoding_mmcot import GreedyDecoder, is_plain_greedy
 
 
 def varied_model(**fields):

@@ -1,0 +1,173 @@
+"""A T5 decoder's weights and arithmetic, as decoding without gradients reads them.
+
+The same sums as transformers' `T5Stack`, without its bookkeeping; `GreedyDecoder` and `score_options` are built on it.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.models.t5.modeling_t5 import T5Attention, T5DenseActDense, T5DenseGatedActDense
+
+_PROJECTIONS = {"q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo"}
+FEW_ROWS = 256  # up to here a CPU multiplies faster with the weights on the left
+
+
+def is_plain_t5(model) -> bool:
+    """Whether the decoder is T5's own, on one device: no adapters, quantised layers or hooks."""
+    modules = [model.lm_head, *model.decoder.modules()]
+    for module in modules:
+        if isinstance(module, T5Attention | T5DenseActDense | T5DenseGatedActDense):
+            parts = [part for name, part in module.named_children() if name in _PROJECTIONS]
+            if any(type(part) is not nn.Linear for part in parts):
+                return False
+        if module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"):  # the last: accelerate's
+            return False
+    return type(model.lm_head) is nn.Linear and len({weight.device for weight in model.decoder.parameters()}) == 1
+
+
+class DecoderWeights:
+    """The weights, in one dtype.
+
+    On a CPU they are the model's own, without a copy unless the dtype differs. Elsewhere projections that read the
+    same state are joined to one.
+
+    Args:
+        model: `MMCoTForConditionalGeneration`, or any T5 of transformers' for which `is_plain_t5`.
+        dtype: to compute in; default: autocast's where that is on, else the weights'.
+    """
+
+    def __init__(self, model, dtype: torch.dtype | None = None):
+        config, decoder = model.config, model.decoder
+        weight = model.lm_head.weight
+        if dtype is None:
+            device_type = weight.device.type
+            on = torch.is_autocast_enabled(device_type)
+            dtype = torch.get_autocast_dtype(device_type) if on else weight.dtype
+        self.dtype, self.device = dtype, weight.device
+        self.heads, self.width, self.d_model = config.num_heads, config.d_kv, config.d_model
+        self.eps = config.layer_norm_epsilon
+        self.start = config.decoder_start_token_id
+        self.logit_scale = config.d_model**-0.5 if config.scale_decoder_outputs else 1.0
+        self.embedding = decoder.embed_tokens.weight
+        (self.lm_head,) = self._read(weight)
+        (self.final_norm,) = self._read(decoder.final_layer_norm.weight)
+        self.layers = [self._layer(block) for block in decoder.block]
+        self._first_attention = decoder.block[0].layer[0].SelfAttention
+
+    def _read(self, *weights: Tensor) -> tuple[Tensor, ...]:
+        weights = tuple(weight.detach().to(self.dtype) for weight in weights)
+        return weights if self.device.type == "cpu" or len(weights) == 1 else (torch.cat(weights),)
+
+    def _layer(self, block) -> dict:
+        own, cross, feed = block.layer[0], block.layer[1], block.layer[2]
+        attention, over = own.SelfAttention, cross.EncDecAttention
+        dense = feed.DenseReluDense
+        gated = hasattr(dense, "wi_0")
+        norms = [self._read(part.layer_norm.weight)[0] for part in (own, cross, feed)]
+        return {
+            "norm": norms[0],
+            "qkv": self._read(attention.q.weight, attention.k.weight, attention.v.weight),
+            "out": self._read(attention.o.weight),
+            "cross_norm": norms[1],
+            "cross_q": self._read(over.q.weight),
+            "cross_kv": self._read(over.k.weight, over.v.weight),
+            "cross_out": self._read(over.o.weight),
+            "feed_norm": norms[2],
+            "feed_in": self._read(dense.wi_0.weight, dense.wi_1.weight) if gated else self._read(dense.wi.weight),
+            "feed_out": self._read(dense.wo.weight),
+            "activation": dense.act,
+            "gated": gated,
+        }
+
+    def embed(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.embedding).to(self.dtype)
+
+    def norm(self, state: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(state, (self.d_model,), weight, self.eps)
+
+    def project(self, state: Tensor, weights: tuple[Tensor, ...], parts: int = 1) -> tuple[Tensor, ...]:
+        """The state (…, in) times each of `parts` matrices, which may be joined: (…, out) each."""
+        if len(weights) < parts:
+            return _linear(state, weights[0]).chunk(parts, dim=-1)
+        return tuple(_linear(state, weight) for weight in weights)
+
+    def split_heads(self, state: Tensor) -> Tensor:
+        """(…, heads * width) -> (…, heads, width)."""
+        return state.unflatten(-1, (self.heads, self.width))
+
+    def feed_forward(self, state: Tensor, layer: dict) -> Tensor:
+        """The state after a layer's feed-forward part."""
+        inner = self.norm(state, layer["feed_norm"])
+        if layer["gated"]:
+            gate, inner = self.project(inner, layer["feed_in"], 2)
+            inner = layer["activation"](gate) * inner
+        else:
+            inner = layer["activation"](self.project(inner, layer["feed_in"])[0])
+        return state + self.project(inner, layer["feed_out"])[0]
+
+    def logits(self, state: Tensor) -> Tensor:
+        """(rows, d_model) -> (rows, vocabulary)."""
+        state = self.norm(state, self.final_norm) * self.logit_scale
+        if self.device.type == "cpu" and len(state) == 1:  # one column wouldn't be shared between threads
+            return _linear(state.expand(2, -1), self.lm_head)[:1]
+        return _linear(state, self.lm_head)
+
+    def biases(self, count: int) -> Tensor:
+        """T5's bias by how far back a key lies, (heads, count)."""
+        attention = self._first_attention
+        buckets = attention._relative_position_bucket(
+            -torch.arange(count, device=self.device),
+            bidirectional=False,
+            num_buckets=attention.relative_attention_num_buckets,
+            max_distance=attention.relative_attention_max_distance,
+        )
+        return attention.relative_attention_bias(buckets).T.to(self.dtype)
+
+
+def _linear(state: Tensor, weight: Tensor) -> Tensor:
+    if state.device.type == "cpu" and state.dim() == 2 and len(state) <= FEW_ROWS:
+        return (weight @ state.T).T
+    return F.linear(state, weight)
+
+
+@torch.no_grad()
+def forced_logits(model, hidden: Tensor, attention_mask: Tensor, ids: list[int]) -> Tensor:
+    """Logits (rows, vocabulary) after decoder inputs `ids`, the same for all rows.
+
+    A few queries look at many keys. So the projections to keys and values move to the side of the queries:
+    `q · (W_k h) = (W_kᵀ q) · h`, and `Σ p W_v h = W_v Σ p h`. Keys and values are never computed.
+
+    Args:
+        model: as in `DecoderWeights`.
+        hidden (rows, text, d_model), attention_mask (rows, text): the encoder's output.
+    """
+    weights = DecoderWeights(model)
+    count, heads, width = len(ids), weights.heads, weights.width
+    hidden = hidden.to(weights.dtype)
+    unseen = torch.zeros(attention_mask.shape, dtype=weights.dtype, device=hidden.device)
+    unseen = unseen.masked_fill(attention_mask == 0, torch.finfo(weights.dtype).min)[:, None]  # (rows, 1, text)
+    back = torch.arange(count, device=hidden.device)
+    back = back[:, None] - back  # (count, count)
+    bias = weights.biases(count)[:, back.clamp(min=0)].masked_fill(back < 0, float("-inf"))[None]
+    # until it has looked at the text, the state is the same for all rows
+    state = weights.embed(torch.tensor([ids], device=hidden.device))  # (1 or rows, count, d_model)
+    for number, layer in enumerate(weights.layers):
+        read = weights.project(weights.norm(state, layer["norm"]), layer["qkv"], 3)
+        query, key, value = (weights.split_heads(part).transpose(1, 2) for part in read)
+        found = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
+        state = state + weights.project(found.transpose(1, 2).flatten(2), layer["out"])[0]
+        if number == len(weights.layers) - 1:
+            state, count = state[:, -1:], 1
+        query = weights.project(weights.norm(state, layer["cross_norm"]), layer["cross_q"])[0]
+        joined = layer["cross_kv"]
+        key, value = (part.view(heads, width, -1) for part in (joined if len(joined) == 2 else joined[0].chunk(2)))
+        query = torch.einsum("rchw,hwd->rchd", weights.split_heads(query), key).flatten(1, 2)  # (…, count * heads, d)
+        scores = query @ hidden.transpose(1, 2) + unseen  # (rows, count * heads, text)
+        found = (scores.softmax(-1, dtype=torch.float32).to(weights.dtype) @ hidden).unflatten(1, (count, heads))
+        found = torch.einsum("rchd,hwd->rchw", found, value).flatten(2)
+        state = state + weights.project(found, layer["cross_out"])[0]
+        state = weights.feed_forward(state, layer)
+    return weights.logits(state[:, -1])
+
+
+__all__ = ["DecoderWeights", "forced_logits", "is_plain_t5"]
