@@ -92,7 +92,8 @@ class DecoderWeights:
         return tuple(_linear(state, weight) for weight in weights)
 
     def split_heads(self, state: Tensor) -> Tensor:
-        """(…, heads * width) -> (…, heads, width)."""
+        """(…, heads * width) -> (…, heads, width), as fused attention takes it: values of a head side by side."""
+        state = state if state.stride(-1) == 1 else state.contiguous()
         return state.unflatten(-1, (self.heads, self.width))
 
     def feed_forward(self, state: Tensor, layer: dict) -> Tensor:

@@ -56,6 +56,9 @@ class GatedFusion(nn.Module):
             hidden_size), or None. No image is one all-zero patch, which equals the original's block of zero patches:
             attention over equal keys is attention over one of them.
         """
+        alike = image_features is None and not output_attentions and not torch.is_grad_enabled()
+        if alike and (self.gate_proj is None or type(self.gate_proj) is nn.Linear):  # an adapter hides its weight
+            return self._without_image(hidden_states), None, None
         features, mask = self._with_zero_patch(hidden_states, image_features, image_attention_mask)
         image = self.image_proj(features.to(self.image_proj.weight.dtype))  # (B, P, D)
         query = self._split_heads(self.q_proj(hidden_states))  # (B, heads, T, D / heads)
@@ -77,6 +80,19 @@ class GatedFusion(nn.Module):
         gate = torch.sigmoid(self.gate_proj(torch.cat([hidden_states, found], dim=-1)))
         fused = (1 - gate) * hidden_states + gate * found
         return fused, attention, gate if output_attentions else None
+
+    def _without_image(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Attention over one zero patch finds the same for every token; only the gate depends on the text.
+
+        Not for training: gradients of queries and keys would be missing where they are zero, which distributed
+        training refuses.
+        """
+        found = self.out_proj(self.v_proj(self.image_proj(hidden_states.new_zeros(self.image_size))))  # (D,)
+        if self.gate_proj is None:
+            return hidden_states + found
+        of_text, of_image = self.gate_proj.weight.chunk(2, dim=1)
+        gate = torch.sigmoid(F.linear(hidden_states, of_text, F.linear(found, of_image, self.gate_proj.bias)))
+        return (1 - gate) * hidden_states + gate * found
 
     def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
         return states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, n, D / heads)

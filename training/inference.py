@@ -15,7 +15,7 @@ from mmcot.scoring_mmcot import MMCoTOutput, special_token_ids
 
 ANSWER_BATCHES = 4  # so many batches of answers are gathered and sorted by length
 # What a CPU's caches hold of the states of a batch; a GPU wants enough to be busy.
-ENCODER_TOKENS = {"cpu": 2048}
+ENCODER_TOKENS = {"cpu": 1024}
 OTHER_ENCODER_TOKENS = 32768
 
 
@@ -49,7 +49,7 @@ def answer_questions(
         batches: (keys, inputs) with the inputs of `MMCoTModel.generate`, read as there is room. Longest first wastes
             least.
         slots: rationales that are written at a time.
-        encoder_tokens: tokens, padding included, that an encoder reads at a time; default: 2,048 on a CPU, 32,768
+        encoder_tokens: tokens, padding included, that an encoder reads at a time; default: 1,024 on a CPU, 32,768
             elsewhere.
         lengths: key → tokens of its rationale, for measuring speed with random weights.
 

@@ -57,6 +57,20 @@ def test_repeated_patches_equal_one(fusion, text):
     torch.testing.assert_close(fusion(text, vector)[0], fusion(text, vector.expand(-1, 512, -1))[0])
 
 
+@pytest.mark.parametrize("gated", [True, False])
+def test_no_image_is_a_zero_patch_with_less_arithmetic(text, gated):
+    torch.manual_seed(0)
+    fusion = GatedFusion(D, W, gated=gated)
+    with torch.no_grad():
+        for parameter in fusion.parameters():
+            parameter.normal_()  # biases too
+        short, _, _ = fusion(text)
+    zeros, _, _ = fusion(text, torch.zeros(2, 3, W))
+    torch.testing.assert_close(short, zeros)
+    fusion(text)[0].sum().backward()
+    assert all(parameter.grad is not None for parameter in fusion.parameters())
+
+
 def test_no_image_is_a_block_of_zero_patches(fusion, text):
     """The original feeds a block of zeros for a question without an image."""
     block = fusion(text, torch.zeros(2, 100, W))[0]
