@@ -108,10 +108,7 @@ class DecoderWeights:
 
     def logits(self, state: Tensor) -> Tensor:
         """(rows, d_model) -> (rows, vocabulary)."""
-        state = self.norm(state, self.final_norm) * self.logit_scale
-        if self.device.type == "cpu" and len(state) == 1:  # one column wouldn't be shared between threads
-            return _linear(state.expand(2, -1), self.lm_head)[:1]
-        return _linear(state, self.lm_head)
+        return _linear(self.norm(state, self.final_norm) * self.logit_scale, self.lm_head)
 
     def biases(self, count: int) -> Tensor:
         """T5's bias by how far back a key lies, (heads, count)."""
@@ -127,7 +124,8 @@ class DecoderWeights:
 
 def _linear(state: Tensor, weight: Tensor) -> Tensor:
     if state.device.type == "cpu" and state.dim() == 2 and len(state) <= FEW_ROWS:
-        return (weight @ state.T).T
+        # for a handful of rows it also matters how they lie
+        return (weight @ (state.contiguous() if len(state) <= 16 else state).T).T
     return F.linear(state, weight)
 
 

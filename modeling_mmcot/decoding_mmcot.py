@@ -66,6 +66,8 @@ class GreedyDecoder:
         self.slots, self.device = slots, self.weights.device
         # finished rows are looked for every so often: each look waits for the device
         self.look_every = 1 if self.device.type == "cpu" else 8
+        # a product with one row wouldn't be shared between a CPU's threads
+        self.fewest = 2 if self.device.type == "cpu" else 1
         # rows whose attention is one call, at the longest one's length: a CPU waits for memory there
         self.block = 16 if self.device.type == "cpu" else slots
 
@@ -207,8 +209,8 @@ class _Places:
         weights, device = self.decoder.weights, self.decoder.device
         places = [i for i, key in enumerate(self.keys) if key is None][: len(rows)]
         places += range(len(self.keys), len(self.keys) + len(rows) - len(places))
-        added = max(0, places[-1] + 1 - len(self.keys))
-        for values, empty in ((self.keys, None), (self.counts, 0), (self.goals, 0), (self.texts, 0)):
+        added = max(0, places[-1] + 1 - len(self.keys), self.decoder.fewest - len(self.keys))
+        for values, empty in ((self.keys, None), (self.counts, 0), (self.goals, 0), (self.texts, 1)):
             values += [empty] * added
         for place, (key, row, _) in zip(places, rows, strict=True):
             self.keys[place], self.counts[place], self.texts[place] = key, 0, len(row)
@@ -302,9 +304,10 @@ class _Places:
 
     def shrink(self) -> None:
         """Drops free places once they are a quarter, and text that no row reads any more."""
-        if self.active > 0.75 * len(self.keys) or not self.active:
+        if not self.decoder.fewest < len(self.keys) or self.active > 0.75 * len(self.keys):
             return
-        kept = [i for i, key in enumerate(self.keys) if key is not None]
+        kept = sorted(range(len(self.keys)), key=lambda i: (self.keys[i] is None, i))
+        kept = kept[: max(self.active, self.decoder.fewest)]
         index = torch.tensor(kept, device=self.decoder.device)
         self.keys, self.counts, self.goals, self.texts = (
             [values[i] for i in kept] for values in (self.keys, self.counts, self.goals, self.texts)
