@@ -300,12 +300,13 @@ class MMCoTForConditionalGeneration(
             decoder_input_ids=decoder_input_ids,
             decoder_attention_mask=decoder_attention_mask,
             encoder_outputs=encoder_outputs,
-            past_key_values=past_key_values,
             decoder_inputs_embeds=decoder_inputs_embeds,
             labels=labels,
             use_cache=use_cache,
             **kwargs,
         )
+        if past_key_values is not None:  # newer versions of transformers call it `cache`, which is in kwargs then
+            inputs["past_key_values"] = past_key_values
         output = self._loss_only(**inputs) if skip_logits and labels is not None else super().forward(**inputs)
         if output.loss is not None and num_items_in_batch is not None:
             output.loss = output.loss * (labels != -100).sum() / num_items_in_batch

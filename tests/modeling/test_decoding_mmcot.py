@@ -5,7 +5,7 @@ import torch
 from tiny_models import VOCAB, image_inputs, text_inputs, tiny_model
 from transformers import GenerationConfig
 
-from mmcot.decoder_weights_mmcot import is_plain_t5
+from mmcot.decoder_weights_mmcot import forced_logits, is_plain_t5
 from mmcot.decoding_mmcot import GreedyDecoder, is_plain_greedy
 
 
@@ -132,3 +132,32 @@ def test_adapters_are_not_plain():
     peft = pytest.importorskip("peft")
     model = peft.get_peft_model(tiny_model(), peft.LoraConfig(target_modules=["q", "v"]))
     assert not is_plain_t5(model.base_model.model)
+
+
+@pytest.mark.parametrize("fields", [{}, {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_forced_logits_are_the_networks_own(fields, dtype):
+    model = varied_model(**fields).to(dtype)
+    text, images = text_inputs(3, 9), image_inputs(3)
+    images["image_features"] = images["image_features"].to(dtype)
+    assert not text["attention_mask"].all()  # some are padded
+    ids = [0, 7, 3, 11]
+    with torch.no_grad():
+        encoded = model.get_encoder()(**text, **images)
+        found = forced_logits(model, encoded.last_hidden_state, text["attention_mask"], ids)
+        forced = torch.tensor([ids]).expand(3, -1)
+        own = model(encoder_outputs=encoded, attention_mask=text["attention_mask"], decoder_input_ids=forced).logits
+    close = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 0.1, "atol": 0.5}
+    torch.testing.assert_close(found, own[:, -1], **close)
+
+
+def test_a_place_that_was_never_taken_holds_no_nan():
+    """On a CPU one row is decoded beside an empty one."""
+    model = varied_model()
+    text = text_inputs(1)
+    with torch.no_grad():
+        hidden = model.get_encoder()(**text).last_hidden_state
+    rows = [(["long"], hidden, text["attention_mask"]), (["late"], hidden, text["attention_mask"])]
+    found = dict(GreedyDecoder(model, 2).decode(iter(rows[:1]), 9, -1))
+    both = dict(GreedyDecoder(model, 1).decode(iter(rows), 9, -1))
+    assert found["long"] == both["long"] == both["late"] == generated(model, text, 9, end=-1)
