@@ -3,9 +3,12 @@
 The same sums as transformers' `T5Stack`, without its bookkeeping; `GreedyDecoder` and `score_options` are built on it.
 """
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.models.t5.modeling_t5 import T5Attention, T5DenseActDense, T5DenseGatedActDense
 
 _PROJECTIONS = {"q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo"}
@@ -13,7 +16,10 @@ FEW_ROWS = 256  # up to here a CPU multiplies faster with the weights on the lef
 
 
 def is_plain_t5(model) -> bool:
-    """Whether the decoder is T5's own, on one device: no adapters, quantised layers or hooks."""
+    """Whether the decoder is T5's own, on one device: no adapters, quantised layers or hooks.
+
+    Nor in float16, whose range a T5's states leave: transformers then keeps a part of the weights in float32.
+    """
     modules = [model.lm_head, *model.decoder.modules()]
     for module in modules:
         if isinstance(module, T5Attention | T5DenseActDense | T5DenseGatedActDense):
@@ -22,11 +28,28 @@ def is_plain_t5(model) -> bool:
                 return False
         if module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"):  # the last: accelerate's
             return False
-    return type(model.lm_head) is nn.Linear and len({weight.device for weight in model.decoder.parameters()}) == 1
+    weights = [model.lm_head.weight, *model.decoder.parameters()]
+    plain = type(model.lm_head) is nn.Linear and len({weight.device for weight in weights}) == 1
+    return plain and len({weight.dtype for weight in weights}) == 1 and computing_dtype(model) != torch.float16
+
+
+def computing_dtype(model) -> torch.dtype:
+    """Autocast's where that is on, else the weights'."""
+    weight = model.lm_head.weight
+    on = torch.is_autocast_enabled(weight.device.type)
+    return torch.get_autocast_dtype(weight.device.type) if on else weight.dtype
+
+
+def attention_kernels(device: torch.device):
+    """A context for attention over shapes that keep changing. On a GPU it leaves out the kernel of cuDNN, which makes
+    a plan for each new shape, in milliseconds."""
+    if device.type != "cuda":
+        return nullcontext()
+    return sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
 
 class DecoderWeights:
-    """The weights, in one dtype.
+    """The weights, in one dtype; what a state is summed up in stays the model's, as under autocast.
 
     On a CPU they are the model's own, without a copy unless the dtype differs. Elsewhere projections that read the
     same state are joined to one.
@@ -39,18 +62,14 @@ class DecoderWeights:
     def __init__(self, model, dtype: torch.dtype | None = None):
         config, decoder = model.config, model.decoder
         weight = model.lm_head.weight
-        if dtype is None:
-            device_type = weight.device.type
-            on = torch.is_autocast_enabled(device_type)
-            dtype = torch.get_autocast_dtype(device_type) if on else weight.dtype
-        self.dtype, self.device = dtype, weight.device
+        self.dtype, self.device = dtype or computing_dtype(model), weight.device
         self.heads, self.width, self.d_model = config.num_heads, config.d_kv, config.d_model
         self.eps = config.layer_norm_epsilon
         self.start = config.decoder_start_token_id
         self.logit_scale = config.d_model**-0.5 if config.scale_decoder_outputs else 1.0
         self.embedding = decoder.embed_tokens.weight
         (self.lm_head,) = self._read(weight)
-        (self.final_norm,) = self._read(decoder.final_layer_norm.weight)
+        self.final_norm = decoder.final_layer_norm.weight.detach()
         self.layers = [self._layer(block) for block in decoder.block]
         self._first_attention = decoder.block[0].layer[0].SelfAttention
 
@@ -63,7 +82,7 @@ class DecoderWeights:
         attention, over = own.SelfAttention, cross.EncDecAttention
         dense = feed.DenseReluDense
         gated = hasattr(dense, "wi_0")
-        norms = [self._read(part.layer_norm.weight)[0] for part in (own, cross, feed)]
+        norms = [part.layer_norm.weight.detach() for part in (own, cross, feed)]
         return {
             "norm": norms[0],
             "qkv": self._read(attention.q.weight, attention.k.weight, attention.v.weight),
@@ -80,10 +99,10 @@ class DecoderWeights:
         }
 
     def embed(self, ids: Tensor) -> Tensor:
-        return F.embedding(ids, self.embedding).to(self.dtype)
+        return F.embedding(ids, self.embedding)
 
     def norm(self, state: Tensor, weight: Tensor) -> Tensor:
-        return F.rms_norm(state, (self.d_model,), weight, self.eps)
+        return F.rms_norm(state, (self.d_model,), weight, self.eps).to(self.dtype)
 
     def project(self, state: Tensor, weights: tuple[Tensor, ...], parts: int = 1) -> tuple[Tensor, ...]:
         """The state (…, in) times each of `parts` matrices, which may be joined: (…, out) each."""
@@ -140,7 +159,12 @@ def forced_logits(model, hidden: Tensor, attention_mask: Tensor, ids: list[int])
         model: as in `DecoderWeights`.
         hidden (rows, text, d_model), attention_mask (rows, text): the encoder's output.
     """
-    weights = DecoderWeights(model)
+    weights = DecoderWeights(model)  # in autocast's dtype, where that is on
+    with torch.autocast(weights.device.type, enabled=False), attention_kernels(weights.device):
+        return _forced_logits(weights, hidden, attention_mask, ids)
+
+
+def _forced_logits(weights: DecoderWeights, hidden: Tensor, attention_mask: Tensor, ids: list[int]) -> Tensor:
     count, heads, width = len(ids), weights.heads, weights.width
     hidden = hidden.to(weights.dtype)
     unseen = torch.zeros(attention_mask.shape, dtype=weights.dtype, device=hidden.device)
@@ -169,4 +193,4 @@ def forced_logits(model, hidden: Tensor, attention_mask: Tensor, ids: list[int])
     return weights.logits(state[:, -1])
 
 
-__all__ = ["DecoderWeights", "forced_logits", "is_plain_t5"]
+__all__ = ["DecoderWeights", "attention_kernels", "forced_logits", "is_plain_t5"]

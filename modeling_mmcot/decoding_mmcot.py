@@ -5,14 +5,14 @@ instead of being joined anew at each token. The ids equal those of `generate()`.
 """
 
 from collections import deque
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GenerationConfig
 
-from .decoder_weights_mmcot import DecoderWeights, is_plain_t5
+from .decoder_weights_mmcot import DecoderWeights, attention_kernels, is_plain_t5
 
 # What a generation configuration may hold for greedy decoding to be the same as what it asks for.
 _PLAIN_OPTIONS = {
@@ -48,8 +48,9 @@ def generate_ids(model, encoder_outputs, attention_mask: Tensor, config: Generat
     decoder = GreedyDecoder(model, slots=len(hidden))
     ids = dict(decoder.decode([(list(range(len(hidden))), hidden, attention_mask)], limit, end))
     start = model.config.decoder_start_token_id
-    rows = [torch.tensor([start, *ids[row]], device=hidden.device) for row in range(len(hidden))]
-    return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=model.config.pad_token_id)
+    rows = [torch.tensor([start, *ids[row]]) for row in range(len(hidden))]
+    padded = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=model.config.pad_token_id)
+    return padded.to(hidden.device)
 
 
 class GreedyDecoder:
@@ -64,6 +65,8 @@ class GreedyDecoder:
     def __init__(self, model, slots: int = 64, dtype: torch.dtype | None = None):
         self.weights = DecoderWeights(model, dtype)
         self.slots, self.device = slots, self.weights.device
+        # lengths of keys are rounded up to this: what a GPU's attention reads without copying
+        self.multiple = 1 if self.device.type == "cpu" else 8
         # finished rows are looked for every so often: each look waits for the device
         self.look_every = 1 if self.device.type == "cpu" else 8
         # a product with one row wouldn't be shared between a CPU's threads
@@ -89,7 +92,8 @@ class GreedyDecoder:
             lengths: key → how many tokens the row gets, whatever the network would do; for measuring speed with
                 random weights.
         """
-        ends = torch.as_tensor(eos_token_id, device=self.device).view(-1)
+        ends = {eos_token_id} if isinstance(eos_token_id, int) else set(eos_token_id)
+        ends_here = torch.tensor(sorted(ends), device=self.device)
         source = _Source(batches)
         places = _Places(self, max_new_tokens)
         since_look = 0
@@ -101,7 +105,7 @@ class GreedyDecoder:
                     places.admit(rows, lengths)
             if not places.active:
                 return
-            places.step(None if lengths is not None else ends)
+            places.step(None if lengths is not None else ends_here)
             since_look += 1
             if since_look >= self.look_every:
                 since_look = 0
@@ -111,8 +115,12 @@ class GreedyDecoder:
 
     def _step(self, tokens: Tensor, places: "_Places") -> Tensor:
         """Logits (rows, vocabulary) after `tokens` (rows,), whose keys and values join the places' own."""
+        with torch.autocast(self.device.type, enabled=False), attention_kernels(self.device):
+            return self._logits(tokens, places)
+
+    def _logits(self, tokens: Tensor, places: "_Places") -> Tensor:
         weights, rows, positions = self.weights, places.rows, places.positions
-        blocks = places.blocks(self.block)
+        blocks = places.blocks(self.block, self.multiple)
         longest = max(written for _, written, _ in blocks)
         distance = positions[:, None] - torch.arange(longest, device=self.device)  # (rows, longest)
         bias = places.bias_table[:, distance.clamp(min=0)].transpose(0, 1)[:, :, None]  # (rows, heads, 1, longest)
@@ -174,9 +182,9 @@ class _Source:
 class _Places:
     """The rows that are being decoded: their keys and values, masks, tokens and positions.
 
-    own (layers, 2, rows, heads, room, width), cross (layers, 2, rows, heads, text, width), cross_mask (rows, 1, 1,
-    text; `unseen` where there is no text), written (rows, room), tokens and positions (rows,). The host's: `keys`,
-    `counts` (tokens written), `goals` (at most to write) and `texts` (length of what the row reads).
+    Of each layer own (2, rows, heads, room, width) and cross (2, rows, heads, text, width); cross_mask (rows, 1, 1,
+    text; `unseen` where there is no text), written (rows, room), tokens, positions, ended and vacant (rows,). The
+    host's: `keys`, `counts` (tokens written), `goals` (at most to write), `texts` (length of what the row reads).
     """
 
     def __init__(self, decoder: GreedyDecoder, max_new_tokens: int):
@@ -196,12 +204,15 @@ class _Places:
     def free(self, slots: int) -> int:
         return slots - self.active
 
-    def blocks(self, size: int) -> list[tuple[slice, int, int]]:
-        """Rows side by side, `size` at a time: which, their tokens with the one being written, their longest text."""
+    def blocks(self, size: int, multiple: int) -> list[tuple[slice, int, int]]:
+        """Rows side by side, `size` at a time: which, their tokens with the one being written, their longest text;
+        both rounded up to a multiple as far as there is room."""
         found = []
         for first in range(0, len(self.keys), size):
             rows = slice(first, first + size)
-            found.append((rows, max(self.counts[rows]) + 1, max(self.texts[rows])))
+            written, text = max(self.counts[rows]) + 1, max(self.texts[rows])
+            written, text = (-(-length // multiple) * multiple for length in (written, text))
+            found.append((rows, min(written, self.room), min(text, self.cross_mask.shape[-1])))
         return found
 
     def admit(self, rows: list[tuple[Hashable, Tensor, Tensor]], lengths) -> None:
@@ -230,9 +241,11 @@ class _Places:
         self.cross_mask[places, 0, 0, positions] = torch.zeros_like(seen, dtype=weights.dtype).masked_fill(
             ~seen, self.unseen
         )
-        for number, layer in enumerate(weights.layers):
-            for i, part in enumerate(weights.project(hidden, layer["cross_kv"], 2)):
-                self.cross[number, i, places, :, positions] = weights.split_heads(part)
+        with torch.autocast(device.type, enabled=False):
+            for cross, layer in zip(self.cross, weights.layers, strict=True):
+                for i, part in enumerate(weights.project(hidden, layer["cross_kv"], 2)):
+                    cross[i, places, :, positions] = weights.split_heads(part)
+        self._places_changed()
 
     def _make_room(self, rows: int, text: int) -> None:
         """Enlarges, or first makes, the tensors; what they hold stays."""
@@ -240,33 +253,42 @@ class _Places:
         long = {"dtype": torch.long, "device": device}
         if not self.room:
             self.room = min(64, self.limit) + self.decoder.look_every
-            layers = len(weights.layers)
-            self.own = torch.zeros(
-                layers, 2, 0, weights.heads, self.room, weights.width, dtype=weights.dtype, device=device
-            )
-            self.cross = self.own[:, :, :, :, :0]
-            self.cross_mask = self.own.new_zeros(0, 1, 1, 0)
+            empty = torch.zeros(2, 0, weights.heads, self.room, weights.width, dtype=weights.dtype, device=device)
+            self.own = [empty for _ in weights.layers]
+            self.cross = [empty[..., :0, :] for _ in weights.layers]
+            self.cross_mask = empty.new_zeros(0, 1, 1, 0)
             self.written = torch.zeros(0, self.room, **long)
             self.tokens, self.positions = torch.zeros(0, **long), torch.zeros(0, **long)
             self.ended = torch.zeros(0, dtype=torch.bool, device=device)
-        more, wider = rows - len(self.tokens), max(0, text - self.cross.shape[4])
-        if more > 0 or wider:
-            more = max(0, more)
-            self.cross = F.pad(self.cross, (0, 0, 0, wider, 0, 0, 0, more))
+        text = -(-text // self.decoder.multiple) * self.decoder.multiple
+        more, wider = max(0, rows - len(self.tokens)), max(0, text - self.cross_mask.shape[-1])
+        if more or wider:  # layer by layer, so that old and new are there together of one only
+            self._each_layer(self.cross, lambda cross: F.pad(cross, (0, 0, 0, wider, 0, 0, 0, more)))
             self.cross_mask = F.pad(self.cross_mask, (0, wider, 0, 0, 0, 0, 0, more), value=self.unseen)
-        if more > 0:
-            self.own = F.pad(self.own, (0,) * 6 + (0, more))
+        if more:
+            self._each_layer(self.own, lambda own: F.pad(own, (0,) * 6 + (0, more)))
             self.written = F.pad(self.written, (0, 0, 0, more))
             self.tokens, self.positions = F.pad(self.tokens, (0, more)), F.pad(self.positions, (0, more))
             self.ended = F.pad(self.ended, (0, more))
-        self.rows = torch.arange(rows, device=device)
+
+    @staticmethod
+    def _each_layer(tensors: list[Tensor], change: Callable[[Tensor], Tensor]) -> None:
+        for number in range(len(tensors)):
+            tensors[number] = change(tensors[number])
+
+    def _places_changed(self) -> None:
+        """A free place starts over at each token: nobody reads it, and it must stay within its bounds."""
+        device = self.decoder.device
+        self.rows = torch.arange(len(self.keys), device=device)
+        self.vacant = torch.tensor([key is None for key in self.keys], device=device)
+        self.positions = self.positions.masked_fill(self.vacant, 0)
 
     def step(self, ends: Tensor | None) -> None:
         """One more token in every row; `ends` are the tokens that end one."""
         longest = max(self.counts) + 1
         if longest > self.room:
             more = min(self.room, self.limit + self.decoder.look_every - self.room)
-            self.own = F.pad(self.own, (0, 0, 0, more))
+            self._each_layer(self.own, lambda own: F.pad(own, (0, 0, 0, more)))
             self.written = F.pad(self.written, (0, more))
             self.room += more
         tokens = self.decoder._step(self.tokens, self).argmax(-1)
@@ -275,15 +297,11 @@ class _Places:
         if ends is not None:
             self.ended |= torch.isin(tokens, ends)
         self.positions = self.positions + 1
-        self.counts = [count + 1 for count in self.counts]
-        for i, key in enumerate(self.keys):
-            if key is None:  # nobody reads it; it must only stay within its bounds
-                self.counts[i] = 0
+        self.counts = [0 if key is None else count + 1 for key, count in zip(self.keys, self.counts, strict=True)]
         if None in self.keys:
-            vacant = torch.tensor([key is None for key in self.keys], device=self.decoder.device)
-            self.positions = self.positions.masked_fill(vacant, 0)
+            self.positions = self.positions.masked_fill(self.vacant, 0)
 
-    def finished(self, ends: Tensor) -> Iterator[tuple[Hashable, list[int]]]:
+    def finished(self, ends: set[int]) -> Iterator[tuple[Hashable, list[int]]]:
         """Yields the rows that have ended and frees their places."""
         ended = self.ended.tolist()
         done = [
@@ -292,7 +310,6 @@ class _Places:
         if not done:
             return
         written = self.written[torch.tensor(done, device=self.decoder.device)].tolist()
-        ends = set(ends.tolist())
         for i, ids in zip(done, written, strict=True):
             ids = ids[: min(self.counts[i], self.goals[i])]
             if ended[i]:
@@ -300,7 +317,7 @@ class _Places:
                 ids = ids[: end + 1]
             key, self.keys[i], self.counts[i], self.texts[i] = self.keys[i], None, 0, 1
             yield key, ids
-        self.positions[torch.tensor(done, device=self.decoder.device)] = 0
+        self._places_changed()
 
     def shrink(self) -> None:
         """Drops free places once they are a quarter, and text that no row reads any more."""
@@ -312,13 +329,14 @@ class _Places:
         self.keys, self.counts, self.goals, self.texts = (
             [values[i] for i in kept] for values in (self.keys, self.counts, self.goals, self.texts)
         )
-        text = max(self.texts)
-        self.cross_mask = self.cross_mask[index, ..., :text]
-        self.own = self.own[:, :, index]
-        self.cross = self.cross[:, :, index, :, :text]
+        multiple = self.decoder.multiple
+        text = -(-max(self.texts) // multiple) * multiple
+        self.cross_mask = self.cross_mask[..., :text][index]
+        self._each_layer(self.own, lambda own: own[:, index])
+        self._each_layer(self.cross, lambda cross: cross[..., :text, :][:, index])
         self.written, self.tokens = self.written[index], self.tokens[index]
         self.positions, self.ended = self.positions[index], self.ended[index]
-        self.rows = torch.arange(len(kept), device=self.decoder.device)
+        self._places_changed()
 
 
 __all__ = ["GreedyDecoder", "generate_ids", "is_plain_greedy"]

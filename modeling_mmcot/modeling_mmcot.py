@@ -336,12 +336,13 @@ class MMCoTForConditionalGeneration(
             encoder_attention_mask=attention_mask,
             **kwargs,
         )
-        labelled = labels != -100
-        states = decoded.last_hidden_state[labelled]  # (labels, d_model)
+        labelled = (labels.flatten() != -100).nonzero().squeeze(1)  # once: the device has to be waited for
+        labels = labels.flatten().index_select(0, labelled)
+        states = decoded.last_hidden_state.flatten(0, 1).index_select(0, labelled)  # (labels, d_model)
         if self.config.scale_decoder_outputs:
             states = states * self.model_dim**-0.5
         return Seq2SeqLMOutput(
-            loss=nn.functional.cross_entropy(self.lm_head(states), labels[labelled]),
+            loss=nn.functional.cross_entropy(self.lm_head(states), labels),
             past_key_values=decoded.past_key_values,
             decoder_hidden_states=decoded.hidden_states,
             decoder_attentions=decoded.attentions,

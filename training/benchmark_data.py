@@ -181,6 +181,8 @@ def benchmark_features(shape: str, device: torch.device, options) -> dict:
         alone()
         pairs = []
         for turn in range(options.repeats):
+            if turn and measure.too_late(options.deadline):
+                break
             own = rounds * batch / measure.seconds(alone, device)
             settings = {"image_processor": image_processor_for(config.image_size), "batch_size": batch}
             start = time.perf_counter()

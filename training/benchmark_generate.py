@@ -18,7 +18,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from mmcot.training import benchmark_measure as measure
 from mmcot.training.benchmark_inputs import TEST_SIZE, make_model
-from mmcot.training.benchmark_train import PADDED, setting
+from mmcot.training.benchmark_train import PADDED, as_the_original_has_them, setting
 
 ORIGINAL_BATCH = 8
 ANSWER_TOKENS = 8  # of "The answer is (B)."
@@ -41,13 +41,24 @@ class OriginalInference:
 
     name = "original"
 
-    def __init__(self, two_stage, shape: str, processor, features: torch.Tensor, device: torch.device, lengths):
-        self.processor, self.features, self.device, self.lengths = processor, features, device, lengths
-        self.stages = {}
+    def __init__(
+        self,
+        two_stage,
+        shape: str,
+        processor,
+        features: torch.Tensor,
+        device: torch.device,
+        lengths,
+        kind: str = "vit",
+    ):
+        self.processor, self.device, self.lengths = processor, device, lengths
+        self.features = as_the_original_has_them(features, kind)
+        self.stages = torch.nn.ModuleDict()
         for stage in ("rationale", "answer"):
-            model = make_model(shape, stage, attention="eager").to(device).eval()
+            model = make_model(shape, stage, attention="eager", features=kind).to(device).eval()
             model.load_state_dict(two_stage.get_stage(stage).state_dict())
             self.stages[stage] = model
+        self.model = self.stages
 
     def _generate(
         self, stage: str, problems: list[dict], rationales: list[str | None], lengths: list[int]
@@ -134,15 +145,18 @@ def benchmark_generation(shape: str, device: torch.device, options) -> dict:
     """The figures of `mmcot benchmark generate`."""
     gpu = device.type == "cuda"
     with tempfile.TemporaryDirectory(prefix="mmcot-benchmark-") as folder:
-        processor, samples, features, cache, problems = setting(options.questions, options.pictures, Path(folder))
+        kind = options.features
+        processor, samples, features, cache, problems = setting(
+            options.questions, options.pictures, Path(folder), kind
+        )
         for number, (problem, row) in enumerate(zip(problems, samples.rows, strict=True)):
             problem.update(length=row["length"], row=number % options.pictures)
         lengths = {row["id"]: min(row["target_length"], options.max_new_tokens) for row in samples.rows}
-        model = two_stages(shape, processor, device)
+        model = two_stages(shape, processor, device, features=kind)
         plain = two_stages(shape, processor, device, image_feature_size=None)
         slots = options.slots or (512 if gpu else 64)
         common = {"processor": processor, "cache": cache, "device": device, "lengths": lengths, "slots": slots}
-        original = OriginalInference(model, shape, processor, features, device, lengths)
+        original = OriginalInference(model, shape, processor, features, device, lengths, kind)
         ours = OurInference("ours", model, **common, bf16=gpu)
         text_only = OurInference("ours, plain T5", plain, **common, bf16=gpu)
         readings = take_turns(original, (ours, text_only), problems, device, options)
@@ -152,6 +166,7 @@ def benchmark_generation(shape: str, device: torch.device, options) -> dict:
         cost = [1 / r for r in paired(readings[ours.name], readings[text_only.name])]
         return {
             "shape": shape,
+            "features": kind,
             "max_new_tokens": options.max_new_tokens,
             "mean_rationale_tokens": float(np.mean(list(lengths.values()))),
             "slots": slots,
@@ -167,12 +182,14 @@ def take_turns(original, others, problems, device, options) -> dict[str, list[di
     """Readings of each arm; the first of each is warm-up and left out."""
     readings = {arm.name: [] for arm in (original, *others)}
     for turn in range(options.repeats + 1):
+        if turn > 1 and measure.too_late(options.deadline):
+            break
         for arm in (original, *others) if turn % 2 else (*others, original):
             first = turn * options.original_questions % max(1, len(problems) - options.original_questions + 1)
             work = problems[first : first + options.original_questions] if arm is original else problems
             if not turn and arm is not original:
                 work = work[: max(1, len(work) // 4)]
-            with measure.PeakMemory(device) as memory:
+            with measure.PeakMemory(device, arm.model) as memory:
                 reading = arm.run(work)
             if turn:
                 readings[arm.name].append({**reading, "peak_memory": memory.bytes})

@@ -16,6 +16,8 @@ LENGTHS = Path(__file__).with_name("benchmark_lengths.json")
 IMAGE_SHARE = 10332 / 21208  # of ScienceQA's questions
 TRAIN_SIZE, TEST_SIZE = 12726, 4241
 PATCHES, WIDTH = 145, 1024  # ViT features, the paper's final choice
+FEATURES = {"vit": (PATCHES, WIDTH), "detr": (100, 256), "clip": (49, 2048), "resnet": (1, 2048)}  # patches, width
+ORIGINAL_PATCHES = {"resnet": 512}  # where they are others: one vector, repeated
 VOCABULARY = 32128
 SHAPES = {
     "tiny": {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4},  # for tests
@@ -37,13 +39,19 @@ class Lengths:
 
 
 def draw_lengths(count: int, seed: int = 0) -> list[Lengths]:
-    """Lengths of `count` problems, drawn from ScienceQA's; pictures as often as in the whole of it."""
+    """Lengths of `count` problems, as ScienceQA's, pictures as often as in the whole of it; in an order of chance.
+
+    Drawn evenly from short to long, so that a few already have the mean of all and runs can be compared.
+    """
     rows = np.array(json.loads(LENGTHS.read_text())["rows"], dtype=np.int64)
     with_image = rows[:, 4] == 1
     weights = rows[:, 5].astype(float)
     weights[with_image] *= IMAGE_SHARE / weights[with_image].sum()
     weights[~with_image] *= (1 - IMAGE_SHARE) / weights[~with_image].sum()
-    drawn = np.random.default_rng(seed).choice(len(rows), count, p=weights / weights.sum())
+    order = np.lexsort((rows[:, 0] + rows[:, 1], with_image))
+    places = (np.arange(count) + 0.5) / count * weights.sum()
+    drawn = order[np.searchsorted(weights[order].cumsum(), places)]
+    drawn = np.random.default_rng(seed).permutation(drawn)
     return [Lengths(*map(int, rows[i, :4]), bool(rows[i, 4])) for i in drawn]
 
 
@@ -110,10 +118,10 @@ class Samples(torch.utils.data.Dataset):
         return [row[index] for row in self.rows] if isinstance(index, str) else self.rows[index]
 
 
-def make_features(pictures: int, seed: int = 0) -> torch.Tensor:
+def make_features(pictures: int, kind: str = "vit", seed: int = 0) -> torch.Tensor:
     """Random features (pictures, patches, width), float32, each exact in bfloat16."""
     draw = torch.Generator().manual_seed(seed)
-    features = torch.empty(pictures, PATCHES, WIDTH)
+    features = torch.empty(pictures, *FEATURES[kind])
     for feature in features:
         feature.normal_(generator=draw)
     return features.bfloat16().float()
@@ -131,13 +139,20 @@ def write_features(path: Path, features: torch.Tensor):
     return FeatureCache.open(path)
 
 
-def make_model(shape: str, stage: str = "rationale", seed: int = 0, attention: str = "sdpa", **settings):
-    """A fresh network of a shape, reading ViT features unless `image_feature_size=None`."""
+def make_model(
+    shape: str, stage: str = "rationale", seed: int = 0, attention: str = "sdpa", features: str = "vit", **settings
+):
+    """A fresh network of a shape, reading features of a kind unless `image_feature_size=None`."""
     from mmcot import MMCoTConfig, MMCoTForConditionalGeneration
 
     torch.manual_seed(seed)
     prompt_format = "QCM-E" if stage == "rationale" else "QCMG-A"
-    settings = {"image_feature_size": WIDTH, "stage": stage, "prompt_format": prompt_format, **settings}
+    settings = {
+        "image_feature_size": FEATURES[features][1],
+        "stage": stage,
+        "prompt_format": prompt_format,
+        **settings,
+    }
     config = MMCoTConfig(vocab_size=VOCABULARY, **SHAPES[shape], **settings)
     model = MMCoTForConditionalGeneration(config)
     model.set_attn_implementation(attention)

@@ -23,6 +23,11 @@ def seconds(function: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
+def too_late(deadline: float | None) -> bool:
+    """Whether the time for repeats is up; `deadline` is of `time.perf_counter`."""
+    return deadline is not None and time.perf_counter() > deadline
+
+
 def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
@@ -42,13 +47,19 @@ def memory_bandwidth(device: torch.device) -> float:
 
 
 class PeakMemory:
-    """Peak memory of a block in bytes: of the GPU's allocations, else of the process's resident memory."""
+    """Peak memory of a block in bytes: of the GPU's allocations, else of the process's resident memory.
 
-    def __init__(self, device: torch.device):
-        self.device, self.bytes = device, None
+    Args:
+        model: the one at work. What else lies on the GPU before isn't counted; of a process it is.
+    """
+
+    def __init__(self, device: torch.device, model: torch.nn.Module):
+        self.device, self.model, self.bytes, self.others = device, model, None, 0
 
     def __enter__(self) -> "PeakMemory":
         if self.device.type == "cuda":
+            own = sum(weight.nbytes for weight in (*self.model.parameters(), *self.model.buffers()))
+            self.others = torch.cuda.memory_allocated(self.device) - own
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
             try:
@@ -59,7 +70,10 @@ class PeakMemory:
         return self
 
     def __exit__(self, *error) -> None:
-        self.bytes = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else resident("VmHWM")
+        if self.device.type == "cuda":
+            self.bytes = torch.cuda.max_memory_allocated(self.device) - self.others
+        else:
+            self.bytes = resident("VmHWM")
 
 
 def resident(which: str = "VmRSS") -> int | None:

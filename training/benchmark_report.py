@@ -7,16 +7,22 @@ from mmcot.training.files import write_between_markers
 
 def describe(result: dict) -> str:
     """The figures of a benchmark as lines of text."""
-    place = result["environment"]
-    lines = [f"{result['shape']} on {place['device_name']} ({place['threads']} threads, torch {place['torch']})"]
-    lines += [f"  {what}: {value}" for what, value, _ in _figures(result)]
+    lines = []
+    for one in _by_shape([result]):
+        place = one["environment"]
+        lines.append(f"{one['shape']} on {place['device_name']} ({place['threads']} threads, torch {place['torch']})")
+        lines += [f"  {what}: {value}" for what, value, _ in _figures(one)]
     return "\n".join(lines)
 
 
+def _by_shape(results: list[dict]) -> list[dict]:
+    return [one for result in results for one in (result, *result.get("more_shapes", ()))]
+
+
 def speed_table(results: list[dict]) -> str:
-    """A Markdown table of one or several benchmarks, targets beside."""
+    """A Markdown table of one or several benchmarks."""
     lines = ["| shape, device | figure | measured |", "|---|---|---|"]
-    for result in results:
+    for result in _by_shape(results):
         place = result["environment"]
         where = f"{result['shape']}, {place['device_name']}"
         if place["device"] == "cpu":
@@ -57,11 +63,15 @@ def _figures(result: dict) -> list[tuple[str, str, bool]]:
             memory = arm["peak_memory_bytes"]
             use += "" if memory is None else f", {memory / 1e9:.1f} GB"
             use += f", {arm['seconds_per_epoch']['median']:.0f} s an epoch"
+            if "stalled_share" in arm:
+                use += f", {100 * arm['stalled_share']['median']:.1f} % of the time waiting for batches"
             add(f"training, {name}", use, False)
         add(
             "both stages × 20 epochs, computed from the best rate",
             f"{train['both_stages_20_epochs_minutes']:.1f} min",
         )
+        for name, error in train.get("failed", {}).items():
+            add(f"training, {name}", f"failed: {error}", False)
         if "loss_curves" in train:
             apart = train["loss_curves"]["largest_relative_difference"]
             add("losses of both ways on the same samples differ by at most", f"{apart:.1e}", False)
@@ -86,10 +96,19 @@ def _figures(result: dict) -> list[tuple[str, str, bool]]:
         memory = cache["open_resident_bytes"]
         memory = "" if memory is None else f", {memory / 1e6:.0f} MB resident"
         add(f"opening a cache of {cache['pictures']:,} pictures", f"{cache['open_seconds']:.2f} s{memory}")
-        if "seconds" in data["start_up"]:
-            add(f"start of a run on {data['start_up']['problems']:,} problems", f"{data['start_up']['seconds']:.1f} s")
+        read = f"{cache['read_bytes_per_second'] / 1e9:.1f} GB/s"
+        if cache["reading_peak_resident_bytes"] is not None:
+            read += f", {cache['reading_peak_resident_bytes'] / 1e6:.0f} MB more resident at most"
+        add(f"reading batches of {cache['batch']} from it ({cache['batch_bytes'] / 1e6:.0f} MB each)", read)
+        start = data["start_up"]
+        if "seconds" in start:
+            took = f"{start['seconds']:.1f} s (the first time {start['first_seconds']:.1f})"
+            add(f"start of a run on {start['problems']:,} problems", took)
         costs = ", ".join(f"{c['microseconds_per_sample']:.2f} µs at {c['samples']:,}" for c in data["sampler"])
         add("batches of an epoch, a sample", costs, False)
+    growth = result.get("growth")
+    if growth:
+        _add_growth(growth, add)
     return figures
 
 

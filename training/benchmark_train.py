@@ -4,6 +4,9 @@
 takes samples as they come in batches of the recipe's size, reads features from a float32 array in memory and updates
 weights tensor by tensor. `ours` is `StageTrainer`: batches of like lengths, a loss without idle logits, fused
 attention and optimiser, features from a cache on disk; bf16 on a GPU.
+
+A run of ours is an epoch of all samples. The original pads every sample to the same size, so that a few of them tell
+its rate.
 """
 
 import tempfile
@@ -15,7 +18,8 @@ import torch
 
 from mmcot.training import benchmark_measure as measure
 from mmcot.training.benchmark_inputs import (
-    PATCHES,
+    FEATURES,
+    ORIGINAL_PATCHES,
     TRAIN_SIZE,
     Samples,
     draw_lengths,
@@ -28,6 +32,7 @@ from mmcot.training.benchmark_inputs import (
 
 PADDED = 512  # tokens of a source and a target in the original
 RECIPE_BATCH = {"cpu": 4, "cuda": 8}
+LOSS_BATCH = 2  # of the comparison of losses
 
 
 class OriginalTraining:
@@ -35,9 +40,18 @@ class OriginalTraining:
 
     name = "original"
 
-    def __init__(self, shape: str, samples: Samples, features: torch.Tensor, device: torch.device, batch_size: int):
-        self.samples, self.features, self.device, self.batch_size = samples, features, device, batch_size
-        self.model = make_model(shape, attention="eager", loss_on_padding=True).to(device).train()
+    def __init__(
+        self,
+        shape: str,
+        samples: Samples,
+        features: torch.Tensor,
+        device: torch.device,
+        batch_size: int,
+        kind: str = "vit",
+    ):
+        self.samples, self.device, self.batch_size = samples, device, batch_size
+        self.features = as_the_original_has_them(features, kind)
+        self.model = make_model(shape, attention="eager", features=kind, loss_on_padding=True).to(device).train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=5e-5, weight_decay=0.01, foreach=False)
 
     def step(self, numbers: list[int]) -> torch.Tensor:
@@ -66,11 +80,32 @@ class OriginalTraining:
         self.optimizer.zero_grad()
         return loss.detach()
 
-    def run(self, numbers: list[int]) -> dict:
-        """Trains on the samples in turn; what was done, and the time it took."""
-        batches = [numbers[i : i + self.batch_size] for i in range(0, len(numbers), self.batch_size)]
+    def run(self, batches: list[list[int]]) -> dict:
+        """Trains on the batches; what was done, and the time it took."""
+        count = sum(map(len, batches))
         spent = measure.seconds(lambda: [self.step(batch) for batch in batches], self.device)
-        return {"samples": len(numbers), "seconds": spent, "padded_tokens": 2 * PADDED * len(numbers)}
+        return {"samples": count, "seconds": spent, "padded_tokens": 2 * PADDED * count}
+
+    def release(self) -> None:
+        release(self.optimizer)
+
+    def batches(self, turn: int, steps: int) -> list[list[int]]:
+        """As they come; others each turn."""
+        first = turn * steps * self.batch_size
+        numbers = [(first + i) % len(self.samples) for i in range(steps * self.batch_size)]
+        return [numbers[i : i + self.batch_size] for i in range(0, len(numbers), self.batch_size)]
+
+
+def release(optimizer) -> None:
+    """Gives up gradients and the optimiser's state, so that one arm's are not in the way of another's."""
+    optimizer.zero_grad()
+    optimizer.state.clear()
+    torch.cuda.empty_cache()
+
+
+def as_the_original_has_them(features: torch.Tensor, kind: str) -> torch.Tensor:
+    """(pictures, patches, width): ResNet's one vector repeated, the others as they are."""
+    return features.repeat(1, ORIGINAL_PATCHES[kind], 1) if kind in ORIGINAL_PATCHES else features
 
 
 class OurTraining:
@@ -100,8 +135,11 @@ class OurTraining:
         self.name, self.samples, self.device = name, samples, device
         self.model = make_model(shape, **model_settings)
         if compiled:
+            # Graphs are few: a first and a later block of encoder and decoder, with a mask and without. But PyTorch
+            # counts those of all models in the process, and stops compiling at eight.
+            torch._dynamo.config.recompile_limit = 64
             for block in (*self.model.encoder.block, *self.model.decoder.block):
-                block.compile(dynamic=True)  # one graph for all encoder blocks and one for all decoder blocks
+                block.compile(dynamic=True)
         with_images = self.model.config.image_feature_size is not None
         self.trainer = StageTrainer(
             model=self.model,
@@ -129,18 +167,15 @@ class OurTraining:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.trainer.create_optimizer()
         self.model.train()
-        epoch = list(self.sampler)
-        self.epoch = sorted(epoch, key=lambda batch: self._padded(batch) / len(batch))
+
+    def batches(self, turn: int) -> list[list[int]]:
+        """An epoch."""
+        self.sampler.set_epoch(turn)
+        return list(self.sampler)
 
     def _padded(self, batch: list[int]) -> int:
         rows = [self.samples[number] for number in batch]
         return len(rows) * (max(row["length"] for row in rows) + max(row["target_length"] for row in rows))
-
-    def choose(self, count: int, turn: int) -> list[list[int]]:
-        """`count` batches of an epoch, spread evenly from short to long samples; others each turn."""
-        share = (0.5 + 0.618 * turn) % 1
-        places = (np.arange(count) + share) * len(self.epoch) / count
-        return [self.epoch[int(place)] for place in places]
 
     def step(self, inputs: dict) -> torch.Tensor:
         count = (inputs["labels"] != -100).sum()
@@ -177,16 +212,25 @@ class OurTraining:
             "stalled": stalled,
         }
 
+    def release(self) -> None:
+        release(self.trainer.optimizer)
 
-def setting(pool: int, pictures: int, folder: Path):
+    def collation_share(self, reading: dict) -> float:
+        """Time that one process needs to read and pad a batch, as a share of the step: how many keep up with it."""
+        batches = self.batches(0)[:8]
+        spent = measure.seconds(lambda: [self.collate([self.samples[i] for i in b]) for b in batches], self.device)
+        return spent / sum(map(len, batches)) * reading["samples"] / reading["seconds"]
+
+
+def setting(count: int, pictures: int, folder: Path, kind: str = "vit"):
     """Processor, samples, features as an array and as a cache, problems."""
     from mmcot.processing import MMCoTProcessor
 
     tokenizer, words = make_tokenizer()
     processor = MMCoTProcessor(None, tokenizer)
-    problems = make_problems(draw_lengths(pool), processor, words)
+    problems = make_problems(draw_lengths(count), processor, words)
     samples = Samples(problems, processor, "rationale", pictures)
-    features = make_features(pictures)
+    features = make_features(pictures, kind)
     return processor, samples, features, write_features(folder / "features", features), problems
 
 
@@ -194,17 +238,24 @@ def benchmark_training(shape: str, device: torch.device, options) -> dict:
     """The figures of `mmcot benchmark train`; see `add_arguments` in `benchmark.py` for the options."""
     with tempfile.TemporaryDirectory(prefix="mmcot-benchmark-") as folder:
         folder = Path(folder)
-        processor, samples, features, cache, _ = setting(options.pool, options.pictures, folder)
+        kind = options.features
+        processor, samples, features, cache, _ = setting(options.samples, options.pictures, folder, kind)
         gpu, batch = device.type == "cuda", options.batch_size or RECIPE_BATCH[device.type]
-        result = {"shape": shape, "stage": "rationale", "batch_size": batch}
+        result = {"shape": shape, "stage": "rationale", "batch_size": batch, "features": kind}
+        own = {"shape": shape, "samples": samples, "cache": cache, "processor": processor, "device": device}
+        own.update(folder=folder, features=kind)
         if options.loss_steps:
-            result["loss_curves"] = loss_curves(
-                shape, samples, features, cache, processor, device, folder, options.loss_steps
-            )
-        original = OriginalTraining(shape, samples, features, device, batch)
-        own = {"shape": shape, "samples": samples, "cache": cache, "processor": processor}
-        own.update(device=device, folder=folder, bf16=gpu)
+            original = OriginalTraining(shape, samples, features, device, LOSS_BATCH, kind)
+            ours = OurTraining("ours", **own, batch_size=LOSS_BATCH)
+            result["loss_curves"] = loss_curves(original, ours, options.loss_steps)
+            del original, ours
+        original = OriginalTraining(shape, samples, features, device, batch, kind)
+        own["bf16"] = gpu
         ours = [OurTraining("ours, same batch", **own, batch_size=batch)]
+        if options.compile:
+            ours.append(OurTraining("ours, same batch, compiled", **own, batch_size=batch, compiled=True))
+        if gpu:  # the smallest memory
+            ours.append(OurTraining("ours, same batch, checkpointing", **own, batch_size=batch, checkpointing=True))
         for tokens in options.tokens_per_batch:
             ours.append(OurTraining(f"ours, {tokens} tokens a batch", **own, tokens_per_batch=tokens))
         if options.compile:
@@ -218,14 +269,17 @@ def benchmark_training(shape: str, device: torch.device, options) -> dict:
         # another program may have had the device during one measurement
         peaks = {name: max(before[name], measure.peak_flops(device, dtype)) for name, dtype in dtypes.items()}
         result["arms"] = {name: summary(name, taken, peaks) for name, taken in readings.items()}
-        for name, taken in readings.items():
-            if name != original.name:
-                result["arms"][name]["ratio"] = ratio(taken, readings[original.name])
+        for arm in ours:
+            if arm.name in readings:
+                taken = readings[arm.name]
+                result["arms"][arm.name]["ratio"] = ratio(taken, readings[original.name])
+                result["arms"][arm.name]["collation_share"] = arm.collation_share(taken[-1])
         if failed:
             result["failed"] = failed
         best = max((n for n in readings if n != original.name), key=lambda n: result["arms"][n]["ratio"]["median"])
         result["best"], result["ratio"] = best, result["arms"][best]["ratio"]
-        result["ratio_same_batch"] = result["arms"][ours[0].name]["ratio"]
+        if ours[0].name in readings:
+            result["ratio_same_batch"] = result["arms"][ours[0].name]["ratio"]
         rate = result["arms"][best]["samples_per_second"]["median"]
         result["both_stages_20_epochs_minutes"] = 2 * 20 * TRAIN_SIZE / rate / 60
         result["peak_flops"] = peaks
@@ -236,36 +290,36 @@ def take_turns(original, ours, samples, device, options) -> tuple[dict[str, list
     """Readings of each arm; the first of each is warm-up and left out. Arms that run out of memory are named."""
     readings, failed = {arm.name: [] for arm in (original, *ours)}, {}
     for turn in range(options.repeats + 1):
+        if turn > 1 and measure.too_late(options.deadline):
+            break
         for arm in (original, *ours) if turn % 2 else (*ours, original):
             if arm.name in failed:
                 continue
-            if arm is original:
-                chosen = ours[0].choose(options.original_steps, turn)
-                batches = [sum(chosen, [])]
-                work = batches[0]
-            else:
-                batches = work = arm.choose(max(1, round(options.samples / len(arm.epoch[len(arm.epoch) // 2]))), turn)
+            batches = arm.batches(turn, options.original_steps) if arm is original else arm.batches(turn)
             try:
-                with measure.PeakMemory(device) as memory:
-                    reading = arm.run(work)
+                with measure.PeakMemory(device, arm.model) as memory:
+                    reading = arm.run(batches)
+                if device.type == "cuda":
+                    arm.release()
             except RuntimeError as error:  # torch.OutOfMemoryError, or a graph that doesn't compile
                 if arm is original:
                     raise
                 failed[arm.name] = str(error).strip().partition("\n")[0]
                 readings.pop(arm.name)
-                torch.cuda.empty_cache()
+                arm.model.to("cpu")
+                arm.release()
                 continue
             reading["peak_memory"] = memory.bytes
             rows = [samples[number] for batch in batches for number in batch]
             reading["real_tokens"] = sum(row["length"] + row["target_length"] for row in rows)
-            reading["flops"] = sum(3 * row_flops(arm.model.config, row) for row in rows)
+            reading["flops"] = sum(3 * row_flops(arm.model.config, row, options.features) for row in rows)
             if turn:
                 readings[arm.name].append(reading)
     return readings, failed
 
 
-def row_flops(config, row: dict) -> int:
-    patches = PATCHES * len(row["image_keys"])
+def row_flops(config, row: dict, features: str = "vit") -> int:
+    patches = FEATURES[features][0] * len(row["image_keys"])
     return measure.forward_flops(config, row["length"], row["target_length"], patches)
 
 
@@ -295,11 +349,9 @@ def summary(name: str, taken: list[dict], peaks: dict[str, float]) -> dict:
     return result
 
 
-def loss_curves(shape, samples, features, cache, processor, device, folder, steps: int, batch_size: int = 2) -> dict:
+def loss_curves(original: OriginalTraining, ours: OurTraining, steps: int) -> dict:
     """Losses of both arms over the same batches, in fp32, without dropout, padding left out of the loss in both."""
-    original = OriginalTraining(shape, samples, features, device, batch_size)
     original.model.config.loss_on_padding = False
-    ours = OurTraining("ours", shape, samples, cache, processor, device, folder, batch_size)
     for arm in (original, ours):
         for module in arm.model.modules():
             if isinstance(module, torch.nn.Dropout):
@@ -307,9 +359,9 @@ def loss_curves(shape, samples, features, cache, processor, device, folder, step
             elif isinstance(getattr(module, "dropout", None), float):  # of attention
                 module.dropout = 0.0
     curves = {"original": [], "ours": []}
-    for numbers in ours.choose(steps, 0):
+    for numbers in ours.batches(0)[:steps]:
         curves["original"].append(original.step(numbers).item())
-        inputs = ours.trainer._prepare_inputs(ours.collate([samples[number] for number in numbers]))
+        inputs = ours.trainer._prepare_inputs(ours.collate([ours.samples[number] for number in numbers]))
         curves["ours"].append(ours.step(inputs).item())
     apart = max(abs(a - b) / abs(a) for a, b in zip(curves["original"], curves["ours"], strict=True))
     return {**curves, "largest_relative_difference": apart}

@@ -279,7 +279,7 @@ def _computed(batches: Iterable[tuple], vision, device, info: dict, dtype) -> It
             features = features.to("cpu", non_blocking=True)
             arrived = torch.cuda.Event() if device.type == "cuda" else None
             if arrived is not None:
-                arrived.record()
+                arrived.record(torch.cuda.current_stream(device))
         if before is not None:
             yield _arrived(*before)
         before = keys, features, arrived

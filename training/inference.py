@@ -5,11 +5,13 @@ leaves the device in between.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from mmcot.decoder_weights_mmcot import attention_kernels
 from mmcot.decoding_mmcot import GreedyDecoder
 from mmcot.scoring_mmcot import MMCoTOutput, special_token_ids
 
@@ -62,25 +64,27 @@ def answer_questions(
     under_way: dict[Hashable, _Question] = {}
 
     def encoded():
-        for keys, inputs in batches:
+        for keys, inputs in batches if device.type == "cpu" else _ahead(batches):
             for group in _groups(_questions(model, keys, inputs), tokens, lambda question: len(question.source)):
                 under_way.update((question.key, question) for question in group)
                 ids, mask = _padded([question.source for question in group], pad, device)
-                hidden = model._encode("rationale", ids, mask, _images(group), False)[0]
+                with attention_kernels(device):
+                    hidden = model._encode("rationale", ids, mask, _images(group), False)[0]
                 yield [question.key for question in group], hidden, mask
 
     def answers(questions: list[_Question]):
         for group in _groups(questions, tokens, lambda question: len(question.prefix) + len(question.rationale)):
             prefix, mask = _padded([question.prefix for question in group], pad, device)
             rationales = [torch.tensor([start, *question.rationale]) for question in group]
-            output = model.generate(
-                input_ids=prefix,
-                answer_input_ids=prefix,
-                answer_attention_mask=mask,
-                num_choices=torch.stack([question.num_choices for question in group]),
-                rationale_ids=pad_sequence(rationales, batch_first=True, padding_value=pad).to(device),
-                **_images(group),
-            )
+            with attention_kernels(device):
+                output = model.generate(
+                    input_ids=prefix,
+                    answer_input_ids=prefix,
+                    answer_attention_mask=mask,
+                    num_choices=torch.stack([question.num_choices for question in group]),
+                    rationale_ids=pad_sequence(rationales, batch_first=True, padding_value=pad).to(device),
+                    **_images(group),
+                )
             yield [question.key for question in group], output
 
     end = special_token_ids(model.rationale.config)["eos_token_id"]
@@ -93,6 +97,16 @@ def answer_questions(
             yield from answers(written)
             written = []
     yield from answers(written)
+
+
+def _ahead(batches: Iterable) -> Iterator:
+    """The batches, each made in a thread while the device works on the one before."""
+    batches, end = iter(batches), object()
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, batches, end)
+        while (batch := coming.result()) is not end:
+            coming = thread.submit(next, batches, end)
+            yield batch
 
 
 def _questions(model, keys: list[Hashable], inputs: Mapping[str, torch.Tensor]) -> list[_Question]:

@@ -22,6 +22,8 @@ def training_arguments(recipe: Recipe, folder: Path, has_eval: bool):
     if "bf16" not in recipe.training and "fp16" not in recipe.training:
         values["bf16"] = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     values.setdefault("dataloader_pin_memory", torch.cuda.is_available())
+    if values["dataloader_pin_memory"]:  # batches are copied to the GPU while it works
+        values.setdefault("accelerator_config", {"non_blocking": True})
     if not has_eval:
         values.update(eval_strategy="no", load_best_model_at_end=False)
     elif values["eval_strategy"] == "no":

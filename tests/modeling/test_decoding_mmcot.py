@@ -151,6 +151,25 @@ def test_forced_logits_are_the_networks_own(fields, dtype):
     torch.testing.assert_close(found, own[:, -1], **close)
 
 
+@pytest.mark.parametrize("fields", [{}, {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}])
+def test_under_autocast_as_near_to_full_precision_as_the_network(fields):
+    """What states are summed up in stays float32, as in the network."""
+    model = varied_model(**fields)
+    with torch.no_grad():
+        model.shared.weight.mul_(20)  # large states lose most when they are kept in bfloat16
+    text = text_inputs(3, 9)
+    ids, mask = [0, 7, 3, 11], text["attention_mask"]
+    inputs = {"attention_mask": mask, "decoder_input_ids": torch.tensor([ids]).expand(3, -1)}
+    with torch.no_grad():
+        encoded = model.get_encoder()(**text)
+        exact = model(encoder_outputs=encoded, **inputs).logits[:, -1]
+        with torch.autocast("cpu", torch.bfloat16):
+            own = model(encoder_outputs=encoded, **inputs).logits[:, -1]
+            found = forced_logits(model, encoded.last_hidden_state, mask, ids)
+    off = (found - exact).norm() / exact.norm()
+    assert off < 0.02 and off < 1.5 * (own - exact).norm() / exact.norm()
+
+
 def test_a_place_that_was_never_taken_holds_no_nan():
     """On a CPU one row is decoded beside an empty one."""
     model = varied_model()

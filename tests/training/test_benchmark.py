@@ -21,12 +21,12 @@ from mmcot.training import (
 )
 
 TINY = {
-    "shape": "tiny",
+    "shape": ["tiny"],
     "device": "cpu",
     "repeats": 1,
     "loss_steps": 2,
     "tokens_per_batch": [600],
-    "samples": 2,
+    "samples": 12,
     "batch_size": 2,
     "compile": False,
     "questions": 6,
@@ -34,7 +34,6 @@ TINY = {
     "max_new_tokens": 3,
     "slots": 4,
     "pictures": 3,
-    "pool": 12,
 }
 
 
@@ -78,6 +77,15 @@ def test_lengths_are_scienceqas():
     assert np.mean([length.source for length in lengths]) == pytest.approx(77, abs=5)
     assert np.mean([length.target for length in lengths]) == pytest.approx(65, abs=5)
     assert np.mean([length.image for length in lengths]) == pytest.approx(10332 / 21208, abs=0.03)
+
+
+def test_a_few_lengths_already_have_the_mean_of_all():
+    many = np.array([(length.source, length.target) for length in benchmark_inputs.draw_lengths(4000)])
+    few = benchmark_inputs.draw_lengths(64)
+    means = np.mean([(length.source, length.target) for length in few], axis=0)
+    assert means == pytest.approx(many.mean(0), rel=0.1)
+    assert sum(length.image for length in few) / 64 == pytest.approx(10332 / 21208, abs=0.02)
+    assert few != sorted(few, key=lambda length: length.source)
 
 
 def test_histogram_is_that_of_the_real_problems(shared_dir):
