@@ -34,10 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="OUT", help="write the figures here")
     number("--threads", None, "threads on a CPU (default: PyTorch's)")
     number("--repeats", 3, "pairs of runs (default 3)")
-    number("--seconds", None, "repeat no more after this time (default on a GPU: 480)")
+    number("--seconds", None, "repeat no more after this time (default on a GPU: 420)")
     number("--batch-size", None, "train: the recipe's batch (default 4 on a CPU, 8 on a GPU)")
     parser.add_argument("--tokens-per-batch", type=int, nargs="+", metavar="N", help="train: larger batches to try")
-    number("--samples", None, "train: samples in one of our runs (default 96, or 2,048 on a GPU)")
+    number("--samples", None, "train: samples in one of our runs (default 96, or 1,024 on a GPU)")
     number("--original-steps", None, "train: steps in one run of the original (default 1, or 5)")
     number("--loss-steps", 3, "train: steps of the comparison of losses; 0: none")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="train: also compiled (default: GPU)")
@@ -88,7 +88,8 @@ def benchmark(args) -> dict:
     if args.threads:
         torch.set_num_threads(args.threads)
     options = with_defaults(args, device.type)
-    parts = PARTS if args.part == "all" else (args.part,)
+    everything = PARTS if device.type == "cpu" else PARTS[:-1]  # growth is measured on a CPU
+    parts = everything if args.part == "all" else (args.part,)
     # part, shape, share of the time: what depends on a shape once for each, the rest once
     work = [(part, shape, 4) for shape in options.shape for part in parts if part in ("train", "generate")]
     work += [(part, options.shape[0], 1) for part in parts if part not in ("train", "generate")]
@@ -121,9 +122,9 @@ def with_defaults(args, device_type: str) -> argparse.Namespace:
     gpu = device_type == "cuda"
     defaults = {
         "shape": ["base", "large"] if gpu else ["small"],
-        "seconds": 480 if gpu else None,
+        "seconds": 420 if gpu else None,
         "tokens_per_batch": [16384, 65536] if gpu else [2048, 4096],
-        "samples": 2048 if gpu else 96,
+        "samples": 1024 if gpu else 96,
         "original_steps": 5 if gpu else 1,
         "compile": gpu,
         "questions": 4241 if gpu else 256,
@@ -134,7 +135,7 @@ def with_defaults(args, device_type: str) -> argparse.Namespace:
         "sampler_sizes": [10**3, 10**4, 10**5, 10**6],
         "record_sizes": [10**3, 10**4, 10**5, 10**6],
         "growth_batches": 50,
-        "growth_steps": 4,
+        "growth_steps": 3,
     }
     given = {name: value for name, value in vars(args).items() if value is not None}
     left_out = ("part", "json", "write_readme", "results", "device", "threads")

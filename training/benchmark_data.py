@@ -126,7 +126,7 @@ run = Run(from_dict({{
     "use_cpu": True,
 }}))
 samples = run.training_samples("rationale")
-samples[0], samples["length"], samples["target_length"]
+samples[0], samples["length"][:], samples["target_length"][:]
 print(len(samples), time.perf_counter() - start)
 """
     environment = {**os.environ, "HF_DATASETS_CACHE": str(folder / "datasets"), "HF_HUB_OFFLINE": "1"}

@@ -1,39 +1,36 @@
 """Growth, measured: what a sample costs in a set a thousand times as large, and what a second process brings.
 
-Each size is measured in a process of its own, whose memory is looked at. Processes are compared on the very same
-batches: one takes all of them in turn, two take every other one each. Run as a module, this file is such a process.
+Each size is measured in a process of its own, whose memory is looked at. Run as a module, this file is such a process.
 """
 
 import importlib.util
 import json
-import os
 import pickle
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
+from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import Seq2SeqTrainingArguments, TrainerCallback
+from transformers import Seq2SeqTrainingArguments
 
 from mmcot.training import benchmark_measure as measure
-from mmcot.training.batching import LengthBatchSampler
+from mmcot.training.benchmark_children import found_in_child, run_as_child
 from mmcot.training.benchmark_inputs import VOCABULARY, draw_lengths, make_model, make_problems, make_tokenizer
-from mmcot.training.benchmark_train import setting
+from mmcot.training.benchmark_processes import CHILD_ARGUMENTS, TOKENS_PER_BATCH, process_scaling
 from mmcot.training.stage_data import StageCollator
 from mmcot.training.trainer import StageTrainer
 
-TOKENS_PER_BATCH = 4096
 ROWS_OF_WRITER = 1000  # that `datasets` writes together: a table of a million rows comes in a thousand pieces
 PREPARED_AT_MOST = 10**4  # records that are tokenised here; more would take minutes and tell nothing new
 DIFFERENT_PROBLEMS = 1000  # made up; larger files repeat them under other ids
 BYTES_OF_SAMPLE = 1000  # about, in an Arrow table
-WARM_UP_STEPS = 2
-AIM = 1.7  # times one process's speed, from two
+ROUNDS = 3  # of batches that are fetched
 
 
 def benchmark_growth(shape: str, device: torch.device, options) -> dict:
@@ -50,9 +47,6 @@ def benchmark_growth(shape: str, device: torch.device, options) -> dict:
     return {"records": records, "processes": processes}
 
 
-# -- records ----------------------------------------------------------------------------------------------------------
-
-
 def record_costs(
     folder: Path, sizes: list[int], batches: int = 50, tokens_per_batch: int = TOKENS_PER_BATCH
 ) -> list[dict]:
@@ -66,7 +60,7 @@ def record_costs(
         epoch_samples, epoch_batches: what the epoch's batches hold, each sample once.
         epoch_microseconds_per_sample: `LengthBatchSampler`'s epoch.
         fetched_samples, fetch_microseconds_per_sample: reading and padding `batches` batches spread over the epoch,
-            without pictures.
+            without pictures; {median, min, max} of `ROUNDS` times, each with other batches.
         anonymous_bytes, resident_bytes: growth of this process's memory, at its highest from before opening to the
             last batch: of its own (RssAnon), and with the file's pages that it looked at (VmRSS). None where /proc
             isn't.
@@ -84,7 +78,11 @@ def record_costs(
             continue
         write_samples(path, size)
         arguments = {"path": path, "warm_up": warm_up, "batches": batches, "tokens_per_batch": tokens_per_batch}
-        cost = {"samples": size, "bytes": path.stat().st_size, **_in_child("epoch", folder, **arguments)}
+        cost = {
+            "samples": size,
+            "bytes": path.stat().st_size,
+            **found_in_child(__spec__.name, "epoch", folder, **arguments),
+        }
         path.unlink()
         cost["prepare"] = None
         if size <= PREPARED_AT_MOST:
@@ -165,7 +163,7 @@ def _epoch(out: Path, path: str, warm_up: str, batches: int, tokens_per_batch: i
     """In a child: the training set opened and read as `StageTrainer` does, first a small one that isn't counted."""
     trainer = StageTrainer(
         model=make_model("tiny"),
-        args=Seq2SeqTrainingArguments(output_dir=str(out.parent / "trainer"), **_ARGUMENTS),
+        args=Seq2SeqTrainingArguments(output_dir=str(out.parent / "trainer"), **CHILD_ARGUMENTS),
         # padding takes nothing else of a processor
         data_collator=StageCollator(
             SimpleNamespace(tokenizer=SimpleNamespace(pad_token_id=0), image_processor=None), with_images=False
@@ -179,53 +177,52 @@ def _epoch(out: Path, path: str, warm_up: str, batches: int, tokens_per_batch: i
 def _epoch_costs(trainer: StageTrainer, path: str, batches: int) -> dict:
     from datasets import Dataset
 
-    memory, clock = _Memory(), _Clock()
-    trainer.train_dataset = Dataset.from_file(path)
-    opened = clock.lap()
-    sampler = trainer.get_train_dataloader().batch_sampler
-    lengths = clock.lap()
+    memory = _Memory()
+    opening, trainer.train_dataset = _timed(lambda: Dataset.from_file(path))
+    lengths, sampler = _timed(lambda: trainer.get_train_dataloader().batch_sampler)
     memory.look()
+    kept = set(np.linspace(0, len(sampler) - 1, min(ROUNDS * batches, len(sampler))).astype(int).tolist())
 
-    kept = set(np.linspace(0, len(sampler) - 1, min(batches, len(sampler))).astype(int).tolist())
-    clock.lap()
+    def pass_through(epoch) -> tuple[list[int], list[list[int]]]:
+        """Samples of each batch, and the batches that are kept."""
+        sizes, chosen = [], []
+        for number, batch in enumerate(epoch):
+            sizes.append(len(batch))
+            if number in kept:
+                chosen.append(batch)
+        return sizes, chosen
+
     epoch = iter(sampler)
-    chosen, samples = [next(epoch)], 0
-    first = clock.lap()
-    memory.look()  # the epoch is whole in memory now
-    clock.lap()
-    samples, number = len(chosen[0]), 0
-    for number, batch in enumerate(epoch, start=1):  # noqa: B007 - the last one is counted
-        samples += len(batch)
-        if number in kept:
-            chosen.append(batch)
-    rest = clock.lap()
+    drawing, first = _timed(lambda: next(epoch))
+    memory.look()  # the first batch comes when all of them are there
+    passing, (sizes, chosen) = _timed(lambda: pass_through(chain([first], epoch)))
 
-    loader = torch.utils.data.DataLoader(trainer.train_dataset, batch_sampler=chosen, collate_fn=trainer.data_collator)
-    clock.lap()
-    fetched = sum(len(batch["input_ids"]) for batch in loader)
-    spent = clock.lap()
+    fetched, costs = 0, []
+    for part in filter(None, (chosen[turn::ROUNDS] for turn in range(ROUNDS))):
+        loader = torch.utils.data.DataLoader(
+            trainer.train_dataset, batch_sampler=part, collate_fn=trainer.data_collator
+        )
+        spent, count = _timed(lambda: sum(len(batch["input_ids"]) for batch in loader))  # noqa: B023 - called at once
+        costs.append(1e6 * spent / count)
+        fetched += count
     memory.look()
     return {
-        "open_seconds": opened,
+        "open_seconds": opening,
         "lengths_seconds": lengths,
-        "epoch_samples": samples,
-        "epoch_batches": number + 1,
-        "epoch_microseconds_per_sample": 1e6 * (first + rest) / samples,
+        "epoch_samples": sum(sizes),
+        "epoch_batches": len(sizes),
+        "epoch_microseconds_per_sample": 1e6 * (drawing + passing) / sum(sizes),
         "fetched_samples": fetched,
-        "fetch_microseconds_per_sample": 1e6 * spent / fetched,
+        "fetch_microseconds_per_sample": measure.spread(costs),
         **memory.growth(),
     }
 
 
-class _Clock:
-    def __init__(self):
-        self.start = time.perf_counter()
-
-    def lap(self) -> float:
-        """Seconds since the last lap."""
-        now = time.perf_counter()
-        spent, self.start = now - self.start, now
-        return spent
+def _timed(function: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds that a call took, and what it returned."""
+    start = time.perf_counter()
+    value = function()
+    return time.perf_counter() - start, value
 
 
 class _Preparing:
@@ -253,7 +250,7 @@ class _Preparing:
         path = self._write(self.folder / "problems.jsonl", size)
         with tempfile.TemporaryDirectory(dir=self.folder) as cache:
             arguments = {"path": path, "warm_up": self.warm_up, "processor": self.processor}
-            return _in_child("prepare", self.folder, {"HF_DATASETS_CACHE": cache}, **arguments)
+            return found_in_child(__spec__.name, "prepare", self.folder, {"HF_DATASETS_CACHE": cache}, **arguments)
 
 
 def _prepare(out: Path, path: str, warm_up: str, processor: str) -> None:
@@ -264,261 +261,18 @@ def _prepare(out: Path, path: str, warm_up: str, processor: str) -> None:
     with open(processor, "rb") as file:
         processor = pickle.load(file)
     stage_dataset(load_problems(warm_up), processor, "rationale")
-    memory, clock = _Memory(), _Clock()
-    problems = load_problems(path)
-    loaded = clock.lap()
+    memory = _Memory()
+    loading, problems = _timed(lambda: load_problems(path))
     memory.look()
-    clock.lap()
-    samples = stage_dataset(problems, processor, "rationale")
-    tokenised = clock.lap()
+    tokenising, samples = _timed(lambda: stage_dataset(problems, processor, "rationale"))
     memory.look()
     result = {
-        "load_seconds_per_1000": 1000 * loaded / len(samples),
-        "tokenise_seconds_per_1000": 1000 * tokenised / len(samples),
+        "load_seconds_per_1000": 1000 * loading / len(samples),
+        "tokenise_seconds_per_1000": 1000 * tokenising / len(samples),
         "anonymous_bytes": memory.growth()["anonymous_bytes"],
     }
     out.write_text(json.dumps(result))
 
 
-# -- processes --------------------------------------------------------------------------------------------------------
-
-
-def process_scaling(
-    shape: str, device: torch.device, steps: int = 8, repeats: int = 3, tokens_per_batch: int = TOKENS_PER_BATCH
-) -> dict:
-    """Two processes of one thread each against one: training of a shape by `StageTrainer`, on a CPU (gloo, DDP).
-
-    Both train on the same 2 × `steps` batches of `tokens_per_batch` tokens, read with picture features from a cache;
-    the two take one of each pair. They take turns `repeats` times. Starting up and `WARM_UP_STEPS` steps are left out.
-
-    Returns:
-        {"left_out": reason} on a GPU, on fewer than two cores, without torch.distributed; {"failed": reason}; or
-        samples: trained on in the time that is measured, the same by one process and by two.
-        one, two: {samples_per_second, seconds_per_step} of all processes together, as {median, min, max};
-            samples: of each process.
-        ratio: samples a second of two over those of one, pair by pair.
-        all_reduce_seconds, gradient_bytes: a bare sum of as many bytes as a step's gradients over both processes.
-        all_reduce_share: of the two processes' step.
-        without_exchange_ratio: where the ratio is below `AIM`: two processes that train at the same time and know
-            nothing of each other, over one. What the machine itself has to give; None where it wasn't needed.
-    """
-    if device.type == "cuda":
-        return {"left_out": "measured on a CPU only"}
-    if (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) < 2:
-        return {"left_out": "there is only one core"}
-    if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
-        return {"left_out": "PyTorch is built without torch.distributed or gloo"}
-    with tempfile.TemporaryDirectory(prefix="mmcot-benchmark-") as folder:
-        folder = Path(folder)
-        warm_up, timed = _write_batches(folder, steps, tokens_per_batch)
-        arms = {1: [warm_up[: len(warm_up) // 2] + timed], 2: [warm_up + timed]}
-        readings = {1: [], 2: []}
-        try:
-            for _ in range(repeats):
-                for processes, batches in arms.items():
-                    readings[processes].append(_train_together(folder, shape, batches, processes))
-            pairs = list(zip(readings[1], readings[2], strict=True))
-            ratio = measure.spread([two["samples_per_second"] / one["samples_per_second"] for one, two in pairs])
-            alone = None
-            if ratio["median"] < AIM:
-                halves = [warm_up[: len(warm_up) // 2] + timed[rank::2] for rank in range(2)]
-                alone = _train_together(folder, shape, halves)["samples_per_second"]
-                alone /= measure.spread([one["samples_per_second"] for one, _ in pairs])["median"]
-        except RuntimeError as error:
-            return {"failed": str(error)}
-    shares = [two["all_reduce_seconds"] / two["seconds_per_step"] for _, two in pairs]
-    return {
-        "shape": shape,
-        "tokens_per_batch": tokens_per_batch,
-        "steps": steps,
-        "warm_up_steps": WARM_UP_STEPS,
-        "samples": sum(readings[1][0]["samples"]),
-        "one": _summary(readings[1]),
-        "two": _summary(readings[2]),
-        "ratio": ratio,
-        "gradient_bytes": readings[2][0]["gradient_bytes"],
-        "all_reduce_seconds": measure.spread([two["all_reduce_seconds"] for _, two in pairs]),
-        "all_reduce_share": measure.spread(shares),
-        "without_exchange_ratio": alone,
-    }
-
-
-def _summary(readings: list[dict]) -> dict:
-    spreads = {name: measure.spread([reading[name] for reading in readings]) for name in _SPREAD}
-    return {**spreads, "samples": readings[0]["samples"]}
-
-
-_SPREAD = ("samples_per_second", "seconds_per_step")
-
-
-def _write_batches(folder: Path, steps: int, tokens_per_batch: int) -> tuple[list[list[int]], list[list[int]]]:
-    """Samples and features in the folder; batches of the warm-up, and timed ones; pairs cost alike."""
-    warm_up, all_steps = 2 * WARM_UP_STEPS, 2 * (WARM_UP_STEPS + steps)
-    pool = 2 * all_steps + all_steps * tokens_per_batch // 100  # a sample has about 140 tokens: some batches are over
-    processor, samples, *_ = setting(pool, 64, folder)
-    (folder / "setting.pickle").write_bytes(pickle.dumps((processor, samples)))
-    sampler = LengthBatchSampler(
-        samples["length"], samples["target_length"], tokens_per_batch=tokens_per_batch, num_processes=2
-    )
-    batches = list(sampler)[:all_steps]
-    return batches[:warm_up], batches[warm_up:]
-
-
-def _train_together(folder: Path, shape: str, batches: list[list[list[int]]], processes: int = 1) -> dict:
-    """Trains on each list of batches at the same time, by `processes` processes that share it; what it came to."""
-    children = [
-        _start_child("train", folder / f"trained-{number}", None, processes, shape=shape, batches=own)
-        for number, own in enumerate(batches)
-    ]
-    for child in children:
-        _wait(child)
-    ranks = [
-        json.loads(path.read_text())
-        for number in range(len(batches))
-        for path in (folder / f"trained-{number}.rank{rank}" for rank in range(processes))
-    ]
-    seconds = max(rank["seconds"] for rank in ranks)
-    return {
-        "samples": [rank["samples"] for rank in ranks],
-        "samples_per_second": sum(rank["samples"] for rank in ranks) / seconds,
-        "seconds_per_step": seconds / ranks[0]["steps"],
-        "all_reduce_seconds": ranks[0]["all_reduce_seconds"],
-        "gradient_bytes": ranks[0]["gradient_bytes"],
-    }
-
-
-class _Batches(list):
-    """Batches in a given order, as accelerate takes them for a batch sampler."""
-
-    batch_size, drop_last = None, False
-
-
-class _TimedTrainer(StageTrainer):
-    """Trains on the batches that it is given, and counts the samples of each step."""
-
-    def __init__(self, *args, batches: list[list[int]], **kwargs):
-        self.batches, self.taken = _Batches(batches), []
-        super().__init__(*args, **kwargs)
-
-    def get_train_dataloader(self):
-        loader = torch.utils.data.DataLoader(
-            self.train_dataset, batch_sampler=self.batches, collate_fn=self.data_collator
-        )
-        return self.accelerator.prepare(loader)
-
-    def training_step(self, model, inputs, *args, **kwargs):
-        self.taken.append(len(inputs["input_ids"]))
-        return super().training_step(model, inputs, *args, **kwargs)
-
-
-class _Stopwatch(TrainerCallback):
-    """When each step ended."""
-
-    def __init__(self):
-        self.ends = []
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.ends.append(time.perf_counter())
-
-
-_ARGUMENTS = {
-    "train_sampling_strategy": "group_by_length",
-    "optim": "adamw_torch_fused",
-    "use_cpu": True,
-    "dataloader_pin_memory": False,
-    "remove_unused_columns": False,
-    "logging_strategy": "no",
-    "save_strategy": "no",
-    "report_to": "none",
-    "disable_tqdm": True,
-}
-
-
-def _train(out: Path, shape: str, batches: list[list[int]]) -> None:
-    """In a child, alone or one of two: the training of `process_scaling`."""
-    from mmcot.training.feature_cache import FeatureCache
-
-    torch.set_num_threads(1)
-    processor, samples = pickle.loads((out.parent / "setting.pickle").read_bytes())
-    world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-    watch = _Stopwatch()
-    trainer = _TimedTrainer(
-        model=make_model(shape),
-        args=Seq2SeqTrainingArguments(
-            output_dir=str(out.parent / "trainer"), max_steps=len(batches) // world, learning_rate=5e-5, **_ARGUMENTS
-        ),
-        train_dataset=samples,
-        processing_class=processor,
-        data_collator=StageCollator(processor, FeatureCache.open(out.parent / "features")),
-        callbacks=[watch],
-        batches=batches,
-    )
-    trainer.train()
-    size = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
-    result = {
-        "steps": len(watch.ends) - WARM_UP_STEPS,
-        "samples": sum(trainer.taken[WARM_UP_STEPS:]),
-        "seconds": watch.ends[-1] - watch.ends[WARM_UP_STEPS - 1],
-        "gradient_bytes": 4 * size,
-        "all_reduce_seconds": _all_reduce_seconds(size) if world > 1 else None,
-    }
-    out.with_name(f"{out.name}.rank{rank}").write_text(json.dumps(result))
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
-def _all_reduce_seconds(size: int) -> float:
-    """Median time of a sum of `size` float32 numbers over the processes, the first left out."""
-    numbers, times = torch.ones(size), []
-    for _ in range(6):
-        torch.distributed.barrier()
-        start = time.perf_counter()
-        torch.distributed.all_reduce(numbers)
-        times.append(time.perf_counter() - start)
-    return measure.spread(times[1:])["median"]
-
-
-# -- children ---------------------------------------------------------------------------------------------------------
-
-
-def _start_child(name: str, out: Path, environment: dict | None = None, processes: int = 1, **arguments):
-    """This module's function `_name` started in a process of its own, or in several that know of each other."""
-    (plan := out.with_name(f"{out.name}.plan")).write_text(json.dumps(arguments, default=str))
-    command = [sys.executable]
-    if processes > 1:
-        command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    quiet = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
-    threads = {"OMP_NUM_THREADS": "1"} if name == "train" else {}
-    log = out.with_name(f"{out.name}.log").open("w+", encoding="utf-8")  # a pipe that nobody reads would fill up
-    return subprocess.Popen(
-        [*command, "-m", "mmcot.training.benchmark_growth", name, str(out), str(plan)],
-        env={**os.environ, **quiet, **threads, **(environment or {})},
-        stdout=log,
-        stderr=subprocess.STDOUT,
-    ), log
-
-
-def _wait(child) -> None:
-    process, log = child
-    with log:
-        try:
-            code = process.wait()
-        except BaseException:
-            process.terminate()
-            raise
-        if code:
-            log.seek(0)
-            lines = [line for line in log.read().splitlines() if "Error" in line]
-            raise RuntimeError(lines[0].strip() if lines else f"a process of the benchmark ended with {code}")
-
-
-def _in_child(name: str, folder: Path, environment: dict | None = None, **arguments) -> dict:
-    """What this module's function `_name` finds in a process of its own."""
-    out = folder / f"{name}.json"
-    _wait(_start_child(name, out, environment, **arguments))
-    return json.loads(out.read_text())
-
-
 if __name__ == "__main__":
-    _functions = {"epoch": _epoch, "prepare": _prepare, "train": _train}
-    _functions[sys.argv[1]](Path(sys.argv[2]), **json.loads(Path(sys.argv[3]).read_text()))
+    run_as_child({"epoch": _epoch, "prepare": _prepare})

@@ -112,5 +112,26 @@ def _figures(result: dict) -> list[tuple[str, str, bool]]:
     return figures
 
 
+def _add_growth(growth: dict, add) -> None:
+    records, processes = growth["records"], growth["processes"]
+    measured = [cost for cost in records if "left_out" not in cost] if isinstance(records, list) else []
+    if measured:
+        sizes = ", ".join(f"{cost['samples']:,}" for cost in measured)
+        drawn = ", ".join(f"{cost['epoch_microseconds_per_sample']:.1f}" for cost in measured)
+        add(f"an epoch's batches of {sizes} samples", f"{drawn} µs a sample")
+        fetched = ", ".join(f"{cost['fetch_microseconds_per_sample']['median']:.0f}" for cost in measured)
+        add(f"reading and padding {sizes} samples", f"{fetched} µs a sample")
+        if measured[0]["anonymous_bytes"] is not None:
+            memory = ", ".join(f"{cost['anonymous_bytes'] / 1e6:.0f}" for cost in measured)
+            add(f"memory for {sizes} samples", f"{memory} MB")
+    if "ratio" in processes:
+        add("two processes of one thread, training", f"{_spread(processes['ratio'], '.2f')}× one")
+        share = f"{100 * processes['all_reduce_share']['median']:.0f} %"
+        add("share of their steps in exchanging gradients", share, False)
+        if processes["without_exchange_ratio"] is not None:
+            alone = f"{processes['without_exchange_ratio']:.2f}× one"
+            add("two processes that know nothing of each other", alone, False)
+
+
 def _spread(values: dict[str, float], form: str) -> str:
     return f"{values['median']:{form}} ({values['min']:{form}}–{values['max']:{form}})"

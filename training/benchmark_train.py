@@ -165,6 +165,7 @@ class OurTraining:
         self.sampler = self.trainer.get_train_dataloader().batch_sampler
         if checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.trainer.accelerator.prepare_model(self.model)  # which is where bf16 comes in
         self.trainer.create_optimizer()
         self.model.train()
 
@@ -178,6 +179,7 @@ class OurTraining:
         return len(rows) * (max(row["length"] for row in rows) + max(row["target_length"] for row in rows))
 
     def step(self, inputs: dict) -> torch.Tensor:
+        inputs = {name: value.to(self.device, non_blocking=True) for name, value in inputs.items()}
         count = (inputs["labels"] != -100).sum()
         loss = self.trainer.training_step(self.model, inputs, count)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -252,14 +254,18 @@ def benchmark_training(shape: str, device: torch.device, options) -> dict:
         original = OriginalTraining(shape, samples, features, device, batch, kind)
         own["bf16"] = gpu
         ours = [OurTraining("ours, same batch", **own, batch_size=batch)]
-        if options.compile:
+        # compiling the large shape takes longer than all that is measured
+        compiled, tokens_per_batch = options.compile, options.tokens_per_batch
+        if shape == "large":
+            compiled, tokens_per_batch = False, tokens_per_batch[:1]
+        if compiled:
             ours.append(OurTraining("ours, same batch, compiled", **own, batch_size=batch, compiled=True))
         if gpu:  # the smallest memory
             ours.append(OurTraining("ours, same batch, checkpointing", **own, batch_size=batch, checkpointing=True))
-        for tokens in options.tokens_per_batch:
+        for tokens in tokens_per_batch:
             ours.append(OurTraining(f"ours, {tokens} tokens a batch", **own, tokens_per_batch=tokens))
-        if options.compile:
-            tokens = options.tokens_per_batch[-1]
+        if compiled:
+            tokens = tokens_per_batch[-1]
             ours.append(
                 OurTraining(f"ours, {tokens} tokens a batch, compiled", **own, tokens_per_batch=tokens, compiled=True)
             )
@@ -287,7 +293,7 @@ def benchmark_training(shape: str, device: torch.device, options) -> dict:
 
 
 def take_turns(original, ours, samples, device, options) -> tuple[dict[str, list[dict]], dict[str, str]]:
-    """Readings of each arm; the first of each is warm-up and left out. Arms that run out of memory are named."""
+    """Readings of each arm; the first of each, a shorter run, is warm-up and left out. Arms that fail are named."""
     readings, failed = {arm.name: [] for arm in (original, *ours)}, {}
     for turn in range(options.repeats + 1):
         if turn > 1 and measure.too_late(options.deadline):
@@ -296,6 +302,8 @@ def take_turns(original, ours, samples, device, options) -> tuple[dict[str, list
             if arm.name in failed:
                 continue
             batches = arm.batches(turn, options.original_steps) if arm is original else arm.batches(turn)
+            if not turn:
+                batches = batches[: max(2, len(batches) // 4)]
             try:
                 with measure.PeakMemory(device, arm.model) as memory:
                     reading = arm.run(batches)
@@ -342,7 +350,7 @@ def summary(name: str, taken: list[dict], peaks: dict[str, float]) -> dict:
         "peak_memory_bytes": max((r["peak_memory"] for r in taken if r["peak_memory"]), default=None),
         "samples_timed": sum(r["samples"] for r in taken),
         "repeats": len(taken),
-        "warm_up": "one run before the first repeat, left out",
+        "warm_up": "a shorter run before the first repeat, left out",
     }
     if "stalled" in taken[0]:
         result["stalled_share"] = measure.spread([r["stalled"] / r["seconds"] for r in taken])

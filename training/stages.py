@@ -24,6 +24,8 @@ def training_arguments(recipe: Recipe, folder: Path, has_eval: bool):
     values.setdefault("dataloader_pin_memory", torch.cuda.is_available())
     if values["dataloader_pin_memory"]:  # batches are copied to the GPU while it works
         values.setdefault("accelerator_config", {"non_blocking": True})
+    if recipe.freeze_vision:  # else a batch without pictures leaves the backbone without gradients
+        values.setdefault("ddp_find_unused_parameters", False)
     if not has_eval:
         values.update(eval_strategy="no", load_best_model_at_end=False)
     elif values["eval_strategy"] == "no":
