@@ -323,7 +323,7 @@ class MMCoTForConditionalGeneration(
         decoder_inputs_embeds=None,
         **kwargs,
     ) -> Seq2SeqLMOutput:
-        """T5's forward whose logits exist only where there is a label, and only until the loss is known."""
+        """T5's forward whose logits exist only where there is a label, and only until the loss is known. No cache."""
         if not isinstance(encoder_outputs, BaseModelOutput):
             encoder_outputs = BaseModelOutput(*encoder_outputs[:3])
         if decoder_input_ids is None and decoder_inputs_embeds is None:
@@ -334,7 +334,7 @@ class MMCoTForConditionalGeneration(
             inputs_embeds=decoder_inputs_embeds,
             encoder_hidden_states=encoder_outputs.last_hidden_state,
             encoder_attention_mask=attention_mask,
-            **kwargs,
+            **{**kwargs, "use_cache": False},  # nothing is written after a loss
         )
         labelled = (labels.flatten() != -100).nonzero().squeeze(1)  # once: the device has to be waited for
         labels = labels.flatten().index_select(0, labelled)
@@ -343,7 +343,6 @@ class MMCoTForConditionalGeneration(
             states = states * self.model_dim**-0.5
         return Seq2SeqLMOutput(
             loss=nn.functional.cross_entropy(self.lm_head(states), labels),
-            past_key_values=decoded.past_key_values,
             decoder_hidden_states=decoded.hidden_states,
             decoder_attentions=decoded.attentions,
             cross_attentions=decoded.cross_attentions,

@@ -18,7 +18,7 @@ def add_arguments(parser) -> None:
     )
     parser.add_argument("--split", default=None, help="split of the source (default: all)")
     parser.add_argument("--output", required=True, metavar="FILE", help="predictions, JSON Lines")
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, default=64, help="questions at a time; on a GPU rather 512")
     parser.add_argument("--mode", choices=("score", "generate"), default="score", help="score the choices, or decode")
     parser.add_argument("--blank-images", action="store_true", help="what would it say without the pictures?")
     parser.add_argument("--num-beams", type=int, default=None)
@@ -71,7 +71,7 @@ def predict(
     problems,
     output: str | Path,
     *,
-    batch_size: int = 16,
+    batch_size: int = 64,
     mode: str = "score",
     blank_images: bool = False,
     device=None,
