@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     number("--max-new-tokens", None, "generate: limit of a rationale (default 32, or 512)")
     number("--slots", None, "generate: rows written at a time (default 64, or 512)")
     number("--pictures", None, "train, generate: different pictures (default 64, or 1,024)")
-    number("--feature-pictures", None, "features: pictures (default 32, or 6,144)")
+    number("--feature-pictures", None, "features: pictures (default 128, or 6,144)")
     number("--feature-batch", None, "features: batch of the backbone (default 8, or 128)")
     number("--cached-pictures", 11208, "data: pictures in the cache")
     number("--problems", 12726, "data: problems of the run that is started")
@@ -130,7 +130,7 @@ def with_defaults(args, device_type: str) -> argparse.Namespace:
         "questions": 4241 if gpu else 256,
         "max_new_tokens": 512 if gpu else 32,
         "pictures": 1024 if gpu else 64,
-        "feature_pictures": 6144 if gpu else 32,
+        "feature_pictures": 6144 if gpu else 128,
         "feature_batch": 128 if gpu else 8,
         "sampler_sizes": [10**3, 10**4, 10**5, 10**6],
         "record_sizes": [10**3, 10**4, 10**5, 10**6],

@@ -108,7 +108,8 @@ def extract_features(
             pin_memory=device.type == "cuda",
         )
         loader = tqdm(loader, "features", disable=not show_progress or process_index > 0, unit="batch")
-        for keys, features in _computed(_full_batches(loader, batch_size), vision, device, info, writer.dtype):
+        batches = _full_batches(loader, batch_size, pinned=device.type == "cuda")
+        for keys, features in _computed(batches, vision, device, info, writer.dtype):
             writer.add(keys, features)
     if state is not None:
         state.wait_for_everyone()
@@ -226,8 +227,11 @@ def _group_by_size(items: list[list[tuple] | str]) -> list[tuple]:
     return [(list(group), torch.stack(list(group.values()))) for group in groups.values()]
 
 
-def _full_batches(loader: Iterable[list[tuple]], batch_size: int) -> Iterator[tuple]:
-    """Batches of one size, full but for the last of each; the fullest goes early when too many pixels wait."""
+def _full_batches(loader: Iterable[list[tuple]], batch_size: int, pinned: bool = False) -> Iterator[tuple]:
+    """Batches of one size, full but for the last of each; the fullest goes early when too many pixels wait.
+
+    `pinned` pixels reach a GPU while it works. A batch that is full as it comes isn't copied.
+    """
     import torch
 
     seen = set()
@@ -237,7 +241,8 @@ def _full_batches(loader: Iterable[list[tuple]], batch_size: int) -> Iterator[tu
         group = waiting[size]
         waiting[size] = group[batch_size:]
         keys, pixels = zip(*group[:batch_size], strict=True)
-        return list(keys), torch.stack(pixels)
+        stacked = torch.empty(len(pixels), *size, dtype=pixels[0].dtype, pin_memory=pinned)
+        return list(keys), torch.stack(pixels, out=stacked)
 
     pending = 0
     for groups in loader:
@@ -246,8 +251,14 @@ def _full_batches(loader: Iterable[list[tuple]], batch_size: int) -> Iterator[tu
                 raise ValueError(pixels)
             size = tuple(pixels.shape[1:])
             group = waiting.setdefault(size, [])
-            for key, one in zip(keys, pixels, strict=True):
-                short = int(key[:16], 16)  # 64 bits tell the pictures of one run apart, in little memory
+            shorts = [
+                int(key[:16], 16) for key in keys
+            ]  # 64 bits tell the pictures of one run apart, in little memory
+            if len(keys) == batch_size and not group and seen.isdisjoint(shorts):
+                seen.update(shorts)
+                yield keys, pixels
+                continue
+            for key, short, one in zip(keys, shorts, pixels, strict=True):
                 if short not in seen:
                     seen.add(short)
                     group.append((key, one))

@@ -158,6 +158,53 @@ def test_figures_of_training(trained):
     assert {"device_name", "torch", "transformers"} <= set(trained["environment"])
 
 
+def test_one_vector_gives_the_losses_of_512_repeated(tmp_path):
+    _, samples, features, cache, _ = setting = benchmark_train.setting(6, 3, tmp_path, "resnet")
+    processor, device = setting[0], torch.device("cpu")
+    original = benchmark_train.OriginalTraining("tiny", samples, features, device, 2, "resnet")
+    assert original.features.shape == (3, 512, 2048) and cache.collate([["picture 0"]])["image_features"].shape[1] == 1
+    ours = benchmark_train.OurTraining(
+        "ours", "tiny", samples, cache, processor, device, tmp_path, batch_size=2, features="resnet"
+    )
+    curves = benchmark_train.loss_curves(original, ours, 3)
+    assert len(curves["ours"]) == 3 and curves["largest_relative_difference"] < 1e-4
+
+
+def test_bf16_is_what_the_steps_compute_in(tmp_path):
+    processor, samples, _, cache, _ = benchmark_train.setting(6, 3, tmp_path)
+    arm = benchmark_train.OurTraining(
+        "ours", "tiny", samples, cache, processor, torch.device("cpu"), tmp_path, batch_size=2, bf16=True
+    )
+    seen = []
+    arm.model.decoder.block[0].layer[0].SelfAttention.q.register_forward_hook(lambda *hook: seen.append(hook[2].dtype))
+    arm.run(arm.batches(0))
+    assert set(seen) == {torch.bfloat16}
+
+
+def test_every_arm_trains_on_the_same_samples(tmp_path):
+    processor, samples, _, cache, _ = benchmark_train.setting(12, 3, tmp_path)
+    own = ("tiny", samples, cache, processor, torch.device("cpu"), tmp_path)
+    for arm in (
+        benchmark_train.OurTraining("by number", *own, batch_size=5),
+        benchmark_train.OurTraining("by tokens", *own, tokens_per_batch=600),
+    ):
+        epochs = [arm.batches(turn) for turn in range(2)]
+        assert [sorted(sum(epoch, [])) for epoch in epochs] == 2 * [list(range(12))] and epochs[0] != epochs[1]
+
+
+def test_repeats_stop_when_the_time_is_up():
+    train = benchmark.benchmark(options("train", seconds=0, repeats=3, loss_steps=0))["train"]
+    assert {arm["repeats"] for arm in train["arms"].values()} == {1}
+
+
+def test_shapes_stand_side_by_side(monkeypatch):
+    monkeypatch.setitem(benchmark_inputs.SHAPES, "other", benchmark_inputs.SHAPES["tiny"])
+    result = benchmark.benchmark(options("train", shape=["tiny", "other"], loss_steps=0))
+    assert result["train"]["shape"] == "tiny"
+    assert [one["train"]["shape"] for one in result["more_shapes"]] == ["other"]
+    assert benchmark_report.describe(result).count("training, original") == 4
+
+
 def test_figures_of_generation():
     generate = benchmark.benchmark(options("generate"))["generate"]
     assert set(generate["ratio"]) == {"median", "min", "max"}
