@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     number("--seconds", None, "repeat no more after this time (default on a GPU: 420)")
     number("--batch-size", None, "train: the recipe's batch (default 4 on a CPU, 8 on a GPU)")
     parser.add_argument("--tokens-per-batch", type=int, nargs="+", metavar="N", help="train: larger batches to try")
-    number("--samples", None, "train: samples in one of our runs (default 96, or 1,024 on a GPU)")
+    number("--samples", None, "train: samples in one of our runs (default 48, or 1,024 on a GPU)")
     number("--original-steps", None, "train: steps in one run of the original (default 1, or 5)")
     number("--loss-steps", 3, "train: steps of the comparison of losses; 0: none")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="train: also compiled (default: GPU)")
@@ -123,8 +123,9 @@ def with_defaults(args, device_type: str) -> argparse.Namespace:
     defaults = {
         "shape": ["base", "large"] if gpu else ["small"],
         "seconds": 420 if gpu else None,
-        "tokens_per_batch": [16384, 65536] if gpu else [2048, 4096],
-        "samples": 1024 if gpu else 96,
+        "tokens_per_batch": [16384, 65536] if gpu else [1024, 2048],
+        "samples": 1024 if gpu else 48,
+        "pool": 4096 if gpu else 2000,
         "original_steps": 5 if gpu else 1,
         "compile": gpu,
         "questions": 4241 if gpu else 256,

@@ -5,8 +5,8 @@ takes samples as they come in batches of the recipe's size, reads features from 
 weights tensor by tensor. `ours` is `StageTrainer`: batches of like lengths, a loss without idle logits, fused
 attention and optimiser, features from a cache on disk; bf16 on a GPU.
 
-A run of ours is an epoch of all samples. The original pads every sample to the same size, so that a few of them tell
-its rate.
+A run of ours takes batches of an epoch, evenly from short to long, and samples are counted by the arithmetic that they
+ask for: one sample is one of mean cost. The original pads every sample to the same size, so that a few tell its rate.
 """
 
 import tempfile
@@ -169,10 +169,13 @@ class OurTraining:
         self.trainer.create_optimizer()
         self.model.train()
 
-    def batches(self, turn: int) -> list[list[int]]:
-        """An epoch."""
+    def batches(self, turn: int, samples: int) -> list[list[int]]:
+        """Batches of an epoch that come to about as many samples, spread evenly from short to long."""
         self.sampler.set_epoch(turn)
-        return list(self.sampler)
+        epoch = sorted(self.sampler, key=lambda batch: self._padded(batch) / len(batch))
+        count = max(1, min(len(epoch), round(samples / len(self.samples) * len(epoch))))
+        places = ((np.arange(count) + 0.5) * len(epoch) / count).astype(int)
+        return [epoch[place] for place in places]
 
     def _padded(self, batch: list[int]) -> int:
         rows = [self.samples[number] for number in batch]
@@ -219,7 +222,7 @@ class OurTraining:
 
     def collation_share(self, reading: dict) -> float:
         """Time that one process needs to read and pad a batch, as a share of the step: how many keep up with it."""
-        batches = self.batches(0)[:8]
+        batches = self.batches(0, reading["samples"])[:8]
         spent = measure.seconds(lambda: [self.collate([self.samples[i] for i in b]) for b in batches], self.device)
         return spent / sum(map(len, batches)) * reading["samples"] / reading["seconds"]
 
@@ -241,7 +244,7 @@ def benchmark_training(shape: str, device: torch.device, options) -> dict:
     with tempfile.TemporaryDirectory(prefix="mmcot-benchmark-") as folder:
         folder = Path(folder)
         kind = options.features
-        processor, samples, features, cache, _ = setting(options.samples, options.pictures, folder, kind)
+        processor, samples, features, cache, _ = setting(options.pool, options.pictures, folder, kind)
         gpu, batch = device.type == "cuda", options.batch_size or RECIPE_BATCH[device.type]
         result = {"shape": shape, "stage": "rationale", "batch_size": batch, "features": kind}
         own = {"shape": shape, "samples": samples, "cache": cache, "processor": processor, "device": device}
@@ -286,8 +289,8 @@ def benchmark_training(shape: str, device: torch.device, options) -> dict:
         result["best"], result["ratio"] = best, result["arms"][best]["ratio"]
         if ours[0].name in readings:
             result["ratio_same_batch"] = result["arms"][ours[0].name]["ratio"]
-        rate = result["arms"][best]["samples_per_second"]["median"]
-        result["both_stages_20_epochs_minutes"] = 2 * 20 * TRAIN_SIZE / rate / 60
+        best_rate = result["arms"][best]["samples_per_second"]["median"]
+        result["both_stages_20_epochs_minutes"] = 2 * 20 * TRAIN_SIZE / best_rate / 60
         result["peak_flops"] = peaks
     return result
 
@@ -295,15 +298,18 @@ def benchmark_training(shape: str, device: torch.device, options) -> dict:
 def take_turns(original, ours, samples, device, options) -> tuple[dict[str, list[dict]], dict[str, str]]:
     """Readings of each arm; the first of each, a shorter run, is warm-up and left out. Arms that fail are named."""
     readings, failed = {arm.name: [] for arm in (original, *ours)}, {}
+    costs = [row_flops(original.model.config, row, options.features) for row in samples.rows]
+    mean_cost = sum(costs) / len(costs)
     for turn in range(options.repeats + 1):
         if turn > 1 and measure.too_late(options.deadline):
             break
         for arm in (original, *ours) if turn % 2 else (*ours, original):
             if arm.name in failed:
                 continue
-            batches = arm.batches(turn, options.original_steps) if arm is original else arm.batches(turn)
-            if not turn:
-                batches = batches[: max(2, len(batches) // 4)]
+            if arm is original:
+                batches = arm.batches(turn, options.original_steps)
+            else:
+                batches = arm.batches(turn, options.samples if turn else options.samples // 4)
             try:
                 with measure.PeakMemory(device, arm.model) as memory:
                     reading = arm.run(batches)
@@ -318,9 +324,12 @@ def take_turns(original, ours, samples, device, options) -> tuple[dict[str, list
                 arm.release()
                 continue
             reading["peak_memory"] = memory.bytes
-            rows = [samples[number] for batch in batches for number in batch]
+            numbers = [number for batch in batches for number in batch]
+            rows = [samples[number] for number in numbers]
             reading["real_tokens"] = sum(row["length"] + row["target_length"] for row in rows)
-            reading["flops"] = sum(3 * row_flops(arm.model.config, row, options.features) for row in rows)
+            reading["flops"] = 3 * sum(costs[number] for number in numbers)
+            # of mean cost; those of the original all cost the same
+            reading["mean_samples"] = len(rows) if arm is original else reading["flops"] / 3 / mean_cost
             if turn:
                 readings[arm.name].append(reading)
     return readings, failed
@@ -334,12 +343,17 @@ def row_flops(config, row: dict, features: str = "vit") -> int:
 def ratio(taken: list[dict], original: list[dict]) -> dict[str, float]:
     """Samples a second over the original's, pair by pair."""
     pairs = zip(taken, original, strict=True)
-    return measure.spread([own["samples"] / own["seconds"] / (o["samples"] / o["seconds"]) for own, o in pairs])
+    return measure.spread([rate(own) / rate(other) for own, other in pairs])
+
+
+def rate(reading: dict) -> float:
+    """Samples of mean cost a second."""
+    return reading["mean_samples"] / reading["seconds"]
 
 
 def summary(name: str, taken: list[dict], peaks: dict[str, float]) -> dict:
     """What an arm's readings come to."""
-    rates = [reading["samples"] / reading["seconds"] for reading in taken]
+    rates = [rate(reading) for reading in taken]
     peak = peaks["original" if name == "original" else "ours"]
     result = {
         "samples_per_second": measure.spread(rates),
@@ -367,7 +381,7 @@ def loss_curves(original: OriginalTraining, ours: OurTraining, steps: int) -> di
             elif isinstance(getattr(module, "dropout", None), float):  # of attention
                 module.dropout = 0.0
     curves = {"original": [], "ours": []}
-    for numbers in ours.batches(0)[:steps]:
+    for numbers in ours.batches(0, steps * LOSS_BATCH)[:steps]:
         curves["original"].append(original.step(numbers).item())
         inputs = ours.trainer._prepare_inputs(ours.collate([ours.samples[number] for number in numbers]))
         curves["ours"].append(ours.step(inputs).item())

@@ -27,6 +27,7 @@ TINY = {
     "loss_steps": 2,
     "tokens_per_batch": [600],
     "samples": 12,
+    "pool": 12,
     "batch_size": 2,
     "compile": False,
     "questions": 6,
@@ -177,19 +178,22 @@ def test_bf16_is_what_the_steps_compute_in(tmp_path):
     )
     seen = []
     arm.model.decoder.block[0].layer[0].SelfAttention.q.register_forward_hook(lambda *hook: seen.append(hook[2].dtype))
-    arm.run(arm.batches(0))
+    arm.run(arm.batches(0, 6))
     assert set(seen) == {torch.bfloat16}
 
 
-def test_every_arm_trains_on_the_same_samples(tmp_path):
-    processor, samples, _, cache, _ = benchmark_train.setting(12, 3, tmp_path)
+def test_batches_of_a_run_have_the_mean_of_the_epoch(tmp_path):
+    processor, samples, _, cache, _ = benchmark_train.setting(200, 3, tmp_path)
     own = ("tiny", samples, cache, processor, torch.device("cpu"), tmp_path)
+    mean = np.mean(samples["length"])
     for arm in (
         benchmark_train.OurTraining("by number", *own, batch_size=5),
         benchmark_train.OurTraining("by tokens", *own, tokens_per_batch=600),
     ):
-        epochs = [arm.batches(turn) for turn in range(2)]
-        assert [sorted(sum(epoch, [])) for epoch in epochs] == 2 * [list(range(12))] and epochs[0] != epochs[1]
+        epoch = arm.batches(0, len(samples))
+        assert sorted(sum(epoch, [])) == list(range(200)) and arm.batches(1, 200) != epoch
+        part = sum(arm.batches(0, 60), [])
+        assert 40 <= len(part) <= 80 and np.mean([samples[i]["length"] for i in part]) == pytest.approx(mean, rel=0.15)
 
 
 def test_repeats_stop_when_the_time_is_up():
