@@ -194,6 +194,7 @@ class _Stopwatch(TrainerCallback):
 CHILD_ARGUMENTS = {
     "train_sampling_strategy": "group_by_length",
     "optim": "adamw_torch_fused",
+    "ddp_find_unused_parameters": False,  # as in a run
     "use_cpu": True,
     "dataloader_pin_memory": False,
     "remove_unused_columns": False,
