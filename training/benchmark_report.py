@@ -94,8 +94,8 @@ def _figures(result: dict) -> list[tuple[str, str, bool]]:
     if data:
         cache = data["cache"]
         memory = cache["open_resident_bytes"]
-        memory = "" if memory is None else f", {memory / 1e6:.0f} MB resident"
-        add(f"opening a cache of {cache['pictures']:,} pictures", f"{cache['open_seconds']:.2f} s{memory}")
+        memory = "" if memory is None else f", {memory / 1e6:.1f} MB resident"
+        add(f"opening a cache of {cache['pictures']:,} pictures", f"{1000 * cache['open_seconds']:.1f} ms{memory}")
         read = f"{cache['read_bytes_per_second'] / 1e9:.1f} GB/s"
         if cache["reading_peak_resident_bytes"] is not None:
             read += f", {cache['reading_peak_resident_bytes'] / 1e6:.0f} MB more resident at most"
