@@ -132,7 +132,7 @@ class OurTraining:
         from mmcot.training.stage_data import StageCollator
         from mmcot.training.trainer import StageTrainer
 
-        self.name, self.samples, self.device = name, samples, device
+        self.name, self.samples, self.device, self.compiled = name, samples, device, compiled
         self.model = make_model(shape, **model_settings)
         if compiled:
             # Graphs are few: a first and a later block of encoder and decoder, with a mask and without. But PyTorch
@@ -309,7 +309,8 @@ def take_turns(original, ours, samples, device, options) -> tuple[dict[str, list
             if arm is original:
                 batches = arm.batches(turn, options.original_steps)
             else:
-                batches = arm.batches(turn, options.samples if turn else options.samples // 4)
+                # graphs are compiled in the warm-up: it has to see all kinds of batches
+                batches = arm.batches(turn, options.samples if turn or arm.compiled else options.samples // 4)
             try:
                 with measure.PeakMemory(device, arm.model) as memory:
                     reading = arm.run(batches)
