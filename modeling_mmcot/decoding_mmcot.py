@@ -158,6 +158,10 @@ def _joined(found: list[Tensor]) -> Tensor:
     return found[0] if len(found) == 1 else torch.cat(found)
 
 
+def _rounded_up(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple
+
+
 class _Source:
     """Encoded rows, one by one, of batches that are asked for when they are needed."""
 
@@ -211,7 +215,7 @@ class _Places:
         for first in range(0, len(self.keys), size):
             rows = slice(first, first + size)
             written, text = max(self.counts[rows]) + 1, max(self.texts[rows])
-            written, text = (-(-length // multiple) * multiple for length in (written, text))
+            written, text = _rounded_up(written, multiple), _rounded_up(text, multiple)
             found.append((rows, min(written, self.room), min(text, self.cross_mask.shape[-1])))
         return found
 
@@ -260,7 +264,7 @@ class _Places:
             self.written = torch.zeros(0, self.room, **long)
             self.tokens, self.positions = torch.zeros(0, **long), torch.zeros(0, **long)
             self.ended = torch.zeros(0, dtype=torch.bool, device=device)
-        text = -(-text // self.decoder.multiple) * self.decoder.multiple
+        text = _rounded_up(text, self.decoder.multiple)
         more, wider = max(0, rows - len(self.tokens)), max(0, text - self.cross_mask.shape[-1])
         if more or wider:  # layer by layer, so that old and new are there together of one only
             self._each_layer(self.cross, lambda cross: F.pad(cross, (0, 0, 0, wider, 0, 0, 0, more)))
@@ -329,8 +333,7 @@ class _Places:
         self.keys, self.counts, self.goals, self.texts = (
             [values[i] for i in kept] for values in (self.keys, self.counts, self.goals, self.texts)
         )
-        multiple = self.decoder.multiple
-        text = -(-max(self.texts) // multiple) * multiple
+        text = _rounded_up(max(self.texts), self.decoder.multiple)
         self.cross_mask = self.cross_mask[..., :text][index]
         self._each_layer(self.own, lambda own: own[:, index])
         self._each_layer(self.cross, lambda cross: cross[..., :text, :][:, index])

@@ -296,7 +296,7 @@ def benchmark_training(shape: str, device: torch.device, options) -> dict:
 
 
 def take_turns(original, ours, samples, device, options) -> tuple[dict[str, list[dict]], dict[str, str]]:
-    """Readings of each arm; the first of each, a shorter run, is warm-up and left out. Arms that fail are named."""
+    """Readings of each arm; the first of each is warm-up and left out. Arms that fail are named."""
     readings, failed = {arm.name: [] for arm in (original, *ours)}, {}
     costs = [row_flops(original.model.config, row, options.features) for row in samples.rows]
     mean_cost = sum(costs) / len(costs)
@@ -365,7 +365,7 @@ def summary(name: str, taken: list[dict], peaks: dict[str, float]) -> dict:
         "peak_memory_bytes": max((r["peak_memory"] for r in taken if r["peak_memory"]), default=None),
         "samples_timed": sum(r["samples"] for r in taken),
         "repeats": len(taken),
-        "warm_up": "a shorter run before the first repeat, left out",
+        "warm_up": "a run before the first repeat, left out",
     }
     if "stalled" in taken[0]:
         result["stalled_share"] = measure.spread([r["stalled"] / r["seconds"] for r in taken])

@@ -74,6 +74,15 @@ def test_looking_seldom_changes_nothing(look_every):
     assert dict(decoder.decode(batches, 20, end)) == expected
 
 
+@pytest.mark.parametrize("slots", [1, 3, 64])
+def test_a_gpus_settings_change_nothing(slots):
+    model = varied_model()
+    batches, expected, end = encoded_rows(model)
+    decoder = GreedyDecoder(model, slots)
+    decoder.multiple, decoder.look_every, decoder.fewest, decoder.block = 8, 8, 1, slots
+    assert dict(decoder.decode(batches, 20, end)) == expected
+
+
 def test_long_rows_outgrow_the_first_room():
     model = varied_model()
     text = text_inputs(1)
