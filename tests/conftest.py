@@ -26,8 +26,8 @@ def shared_dir() -> Path:
 def tiny_tokenizer():
     """A small T5-style tokenizer, trained on the embedded problems' text."""
     from mmcot.processing import build_prompt
-    from mmcot.training.embedded import generate_problems
-    from mmcot.training.tokenizer import train_tokenizer
+    from mmcot.training.data.embedded.generate import generate_problems
+    from mmcot.training.stages.tokenizer import train_tokenizer
 
     texts = [part for problem in generate_problems(200, seed=0) for part in build_prompt(problem, "QCM-LE")]
     return train_tokenizer([*texts, "Answer: The answer is (A)."])

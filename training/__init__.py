@@ -1,0 +1,35 @@
+"""Training, evaluation and publishing of Multimodal-CoT models.
+
+Public functions can be imported from here; each is loaded on first use, so that `import mmcot.training` costs nothing.
+"""
+
+import importlib
+
+_HOME = {
+    "FeatureCache": "features.cache",
+    "check_repository": "hub.push",
+    "convert": "hub.convert",
+    "evaluate_predictions": "evaluation.results",
+    "extract_features": "features.extract",
+    "generate_problems": "data.embedded.generate",
+    "image_key": "features.cache",
+    "load_pipeline": "inference.predict",
+    "load_problems": "data.problems",
+    "load_recipe": "stages.recipe",
+    "predict": "inference.predict",
+    "push": "hub.push",
+    "run_recipe": "train",
+    "tokenizer_from_file": "stages.build",
+}
+
+__all__ = [*_HOME]  # noqa: PLE0604
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

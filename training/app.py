@@ -1,19 +1,4 @@
-"""Ask a model in the browser: picture, question and options in, rationale, answer and scores out.
-
-pip install 'mmcot[demo]' && mmcot app mmcot-demo/hub
-"""
-
-
-def add_arguments(parser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="repository: folder or Hub id")
-    parser.add_argument("--device", default=None)
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=7860)
-
-
-def run(args) -> int:
-    build_app(args.model, args.device).launch(server_name=args.host, server_port=args.port)
-    return 0
+"""The page that asks a model in the browser."""
 
 
 def ask(pipeline, picture, question: str, options: str, context: str) -> tuple[str, str, dict[str, float]]:
@@ -45,7 +30,7 @@ def build_app(model, device=None):
         import gradio
     except ImportError:
         raise ValueError("the browser app needs gradio: pip install 'mmcot[demo]'") from None
-    from mmcot.training.predict import load_pipeline
+    from mmcot.training.inference.predict import load_pipeline
 
     pipeline = load_pipeline(model, device)
 

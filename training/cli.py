@@ -10,7 +10,7 @@ COMMANDS = {
     "train": ("train", "train a recipe: the rationale stage, the answer stage, or both"),
     "features": ("features", "extract image features into a cache, or import the original project's"),
     "predict": ("predict", "write rationales and answers of a trained model for a set of problems"),
-    "evaluate": ("evaluate", "score predictions in the paper's columns, or compare two sets of them"),
+    "evaluate": ("evaluate_predictions", "score predictions in the paper's columns, or compare two sets of them"),
     "convert": ("convert", "turn the original project's checkpoints into a repository"),
     "reproduce": ("reproduce", "repeat a published result and compare"),
     "benchmark": ("benchmark", "time training and inference against the original's way"),
@@ -51,7 +51,7 @@ def run_command(name: str, argv: list[str]) -> int:
     import argparse
 
     module_name, help_text = COMMANDS[name]
-    module = importlib.import_module(f"mmcot.training.{module_name}")
+    module = importlib.import_module(f"mmcot.training.commands.{module_name}")
     parser = argparse.ArgumentParser(
         prog=f"mmcot {name}",
         description=(module.__doc__ or help_text).strip(),

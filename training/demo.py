@@ -1,10 +1,4 @@
-"""See Multimodal-CoT work from nothing on a laptop: made questions with drawn pictures, networks from scratch.
-
-Three models learn the same questions (four skills of the embedded data, over all three subjects): (a) one stage with
-pictures, which answers at once; (b) two stages without pictures; (c) two stages with pictures, the paper's method. All
-start from one small text network, as the paper's start from one T5. Then (c) is asked with its pictures blanked. The
-folder holds runs/, hub/ (the repository of (c)), results.json, report.png. Started again, it goes on where it stopped.
-"""
+"""The demonstration: three models trained from scratch on generated questions, compared, and asked."""
 
 import json
 import os
@@ -27,23 +21,6 @@ QUICK += ["data=embedded:n=400,test=40,skills=flower+layers+flag+tense"]
 REPORT_ROWS = 6
 
 
-def add_arguments(parser) -> None:
-    parser.add_argument("--output", default="mmcot-demo", metavar="DIR", help="folder to fill (default: mmcot-demo)")
-    parser.add_argument(
-        "--quick", action="store_true", help="all of it in under 90 s, at whatever accuracy that gives"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the networks' weights")
-    parser.add_argument("--write-readme", metavar="FILE", help="only put a finished demo's table into this README")
-
-
-def run(args) -> int:
-    if args.write_readme:
-        write_readme(args.write_readme, Path(args.output) / "results.json")
-        return 0
-    demo(args.output, quick=args.quick, seed=args.seed)
-    return 0
-
-
 def demo(output: str | Path = "mmcot-demo", quick: bool = False, seed: int = 0) -> dict:
     """Runs the demonstration, and returns what `results.json` holds.
 
@@ -52,10 +29,10 @@ def demo(output: str | Path = "mmcot-demo", quick: bool = False, seed: int = 0) 
         quick: hardly any training, to see everything run.
         seed: of the networks' weights; the questions are always the same.
     """
-    from mmcot.training.evaluation import format_table
+    from mmcot.training.data.problems import load_problems
+    from mmcot.training.evaluation.results import format_table
     from mmcot.training.files import write_json
-    from mmcot.training.recipe import load_recipe
-    from mmcot.training.sources import load_problems
+    from mmcot.training.stages.recipe import load_recipe
     from mmcot.training.train import run_recipe
 
     _quiet()
@@ -144,9 +121,9 @@ def _copy_repository(source: Path, target: Path) -> Path:
 
 
 def _without_pictures(hub: Path, problems, folder: Path) -> dict:
-    from mmcot.training.evaluation import evaluate_predictions
+    from mmcot.training.evaluation.results import evaluate_predictions
     from mmcot.training.files import read_jsonl
-    from mmcot.training.predict import predict
+    from mmcot.training.inference.predict import predict
 
     path = folder / "runs" / "predictions_blank.jsonl"
     if not path.exists():
@@ -173,8 +150,8 @@ def _exact(run_folder: Path, problems) -> dict[str, float]:
 
 
 def _draw(hub: Path, problems, path: Path) -> None:
-    from mmcot.training.predict import load_pipeline
-    from mmcot.training.report import draw_report
+    from mmcot.training.inference.predict import load_pipeline
+    from mmcot.training.report.drawing import draw_report
 
     skills: dict[str, list[int]] = {}
     for i, (skill, has) in enumerate(zip(problems["skill"], problems["has_image"], strict=True)):
@@ -256,7 +233,7 @@ def write_readme(readme: str | Path, results: str | Path) -> None:
     Raises:
         FileNotFoundError, ValueError: no results, those of `--quick`, or no markers.
     """
-    from mmcot.training.evaluation import format_table
+    from mmcot.training.evaluation.results import format_table
     from mmcot.training.files import write_between_markers
 
     if not Path(results).is_file():

@@ -1,13 +1,7 @@
-"""Train a recipe: the rationale stage, the answer stage, or both one after the other.
+"""A run: a recipe becomes two trained stages (or one), their predictions, scores and a repository.
 
-  mmcot train embedded output_dir=runs/embedded
-  accelerate launch -m mmcot.training.train base-v5 data=data/scienceqa output_dir=runs/base
-  mmcot train my-recipe.yaml learning_rate=1e-4 answer.num_train_epochs=10
-
-RECIPE is a YAML file, or the name of one that comes with the package. Its keys are those of transformers'
-Seq2SeqTrainingArguments and of mmcot.training.recipe.Recipe. The run leaves in output_dir: rationale/ and answer/ (the
-trained stages), their predictions, results.json, and hub/, the repository to use and to publish. Run again, it skips
-what is done and goes on with what was cut off.
+`accelerate launch -m mmcot.training.train RECIPE` is the same as `mmcot train RECIPE`. `run_recipe` reads top to
+bottom.
 """
 
 import sys
@@ -15,23 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from mmcot.training.recipe import Recipe, load_recipe
-
-
-def add_arguments(parser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", help="YAML file, or the name of a recipe of the package")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="values that go before the recipe's")
-
-
-def run(args) -> int:
-    from accelerate import PartialState
-
-    from mmcot.training.evaluation import format_table
-
-    results = run_recipe(load_recipe(args.recipe, args.overrides))
-    if PartialState().is_main_process and results:
-        print(format_table(results))
-    return 0
+from mmcot.training.stages.recipe import Recipe
 
 
 class Run:
@@ -40,7 +18,7 @@ class Run:
     def __init__(self, recipe: Recipe):
         from accelerate import PartialState
 
-        from mmcot.training.build import build_processor
+        from mmcot.training.stages.build import build_processor
 
         self.recipe = recipe
         self.folder = Path(recipe.output_dir)
@@ -59,7 +37,7 @@ class Run:
         self.features = self._open_features()
 
     def _load(self, split: str, limit: int | None):
-        from mmcot.training.sources import load_problems
+        from mmcot.training.data.problems import load_problems
 
         problems = load_problems(self.recipe.data, split, image_rule=self.recipe.image_rule)
         return problems if limit is None else problems.select(range(min(limit, len(problems))))
@@ -67,7 +45,7 @@ class Run:
     def _open_features(self):
         if self.recipe.features is None:
             return None
-        from mmcot.training.features import FeatureCache
+        from mmcot.training.features.cache import FeatureCache
 
         return FeatureCache.open(self.recipe.features)
 
@@ -84,7 +62,7 @@ class Run:
 
     def samples(self, split: str, stage: str, rationales: dict[str, str] | None = None):
         """The tokenised samples of a split; of both stages for the training of shared weights."""
-        from mmcot.training.stage_data import stage_dataset
+        from mmcot.training.stages.samples import stage_dataset
 
         with self.state.main_process_first():
             return stage_dataset(
@@ -115,8 +93,8 @@ class Run:
         """
         from transformers import set_seed
 
-        from mmcot.training.build import build_stage_model
-        from mmcot.training.stages import train_stage
+        from mmcot.training.stages.build import build_stage_model
+        from mmcot.training.stages.fit import train_stage
 
         recipe = self.recipe.for_stage(stage)
         set_seed(recipe.training.get("seed", 42))
@@ -157,7 +135,7 @@ class Run:
 
     def predict(self, model, stage: str, split: str, rationales=None, out: Path | None = None, **kwargs) -> Path:
         """Predictions of a split by a trained stage, in `<stage>/predictions_<split>.jsonl`."""
-        from mmcot.training.stages import predict_stage, training_arguments
+        from mmcot.training.stages.fit import predict_stage, training_arguments
 
         recipe = self.recipe.for_stage(stage)
         args = training_arguments(recipe, self.folder / stage, has_eval=False)
@@ -187,7 +165,7 @@ def run_recipe(recipe: Recipe) -> dict[str, dict[str, Any]]:
     Returns:
         split → scores of the split, as `evaluate_predictions` gives them; empty where no answers were made.
     """
-    from mmcot.training.repository import write_repository
+    from mmcot.training.hub.repository import write_repository
 
     one_stage = recipe.one_stage
     if one_stage and recipe.stages == "rationale":
@@ -220,7 +198,7 @@ def run_recipe(recipe: Recipe) -> dict[str, dict[str, Any]]:
 
 def score(run: Run, split: str, answers: Path, rationales: dict[str, str] | None) -> dict[str, Any]:
     """Scores of a split's predictions, also written to `results_<split>.json`."""
-    from mmcot.training.evaluation import evaluate_predictions
+    from mmcot.training.evaluation.results import evaluate_predictions
     from mmcot.training.files import read_jsonl, write_json
 
     predictions = {record["id"]: dict(record) for record in read_jsonl(answers)}

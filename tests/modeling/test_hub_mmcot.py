@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from mmcot import MMCoTForConditionalGeneration, MMCoTModel
-from mmcot.training.embedded import generate_problems
-from mmcot.training.predict import load_pipeline
+from mmcot.training.data.embedded.generate import generate_problems
+from mmcot.training.inference.predict import load_pipeline
 
 # Stands for a process of somebody who has not installed the package, and has no network.
 CLEAN = """

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmcot.training.embedded import generate_problems
-from mmcot.training.predict import load_pipeline
+from mmcot.training.data.embedded.generate import generate_problems
+from mmcot.training.inference.predict import load_pipeline
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from two_stage_models import SIZES, make_stage
 from mmcot import MMCoTConfig, MMCoTForConditionalGeneration, MMCoTModel, MMCoTProcessor
 from mmcot.modeling_mmcot_two_stage import join_ragged
 from mmcot.processing import build_prompt, image_processor_for
-from mmcot.training.embedded import generate_problems
+from mmcot.training.data.embedded.generate import generate_problems
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_answer_source_on_tensors_equals_the_text_path(model, processor, problem
 
 def test_answer_source_equals_the_text_path_on_real_problems(shared_dir, tiny_tokenizer):
     """With T5's vocabulary and gold rationales, over all problems that fit."""
-    from mmcot.training.build import tokenizer_from_file
+    from mmcot.training.stages.build import tokenizer_from_file
 
     tokenizer = tokenizer_from_file(shared_dir / "data" / "t5_tokenizer.json")
     processor = MMCoTProcessor(None, tokenizer)

@@ -13,7 +13,7 @@ import pytest
 from transformers import CLIPImageProcessor, PreTrainedTokenizerFast
 
 from mmcot.processing import MMCoTProcessor, image_processor_for
-from mmcot.training.tokenizer import train_tokenizer
+from mmcot.training.stages.tokenizer import train_tokenizer
 
 SOURCE_TREE = os.environ.get("MMCOT_TRANSFORMERS_TESTS")
 if not SOURCE_TREE:

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, PreTrainedTokenizerFast
 
 from mmcot.processing import MMCoTProcessor, build_prompt, image_processor_for
-from mmcot.training.tokenizer import train_tokenizer
+from mmcot.training.stages.tokenizer import train_tokenizer
 
 PROBLEM = {
     "id": "7",

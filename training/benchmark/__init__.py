@@ -1,0 +1,1 @@
+"""Times of training and inference, beside the original's way."""

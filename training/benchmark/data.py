@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mmcot.training import benchmark_measure as measure
-from mmcot.training.benchmark_inputs import PATCHES, WIDTH, draw_lengths
+from mmcot.training.benchmark import measure
+from mmcot.training.benchmark.inputs import PATCHES, WIDTH, draw_lengths
 
 ALL_PICTURES = 11208  # rows of ScienceQA's features
 BATCH = 64
@@ -40,7 +40,7 @@ def benchmark_data(device: torch.device, options) -> dict:
 
 def cache_costs(path: Path, pictures: int) -> dict:
     """Opening a cache and reading batches from it, in a process of its own, whose memory is looked at."""
-    from mmcot.training.feature_shards import FeatureWriter, write_index
+    from mmcot.training.features.shards import FeatureWriter, write_index
 
     block = torch.randn(256, PATCHES, WIDTH).to(torch.float16)
     start = time.perf_counter()
@@ -59,8 +59,8 @@ def cache_costs(path: Path, pictures: int) -> dict:
 _IN_CHILD = """
 import json, sys, time
 import numpy as np
-from mmcot.training.benchmark_measure import resident
-from mmcot.training.feature_cache import FeatureCache
+from mmcot.training.benchmark.measure import resident
+from mmcot.training.features.cache import FeatureCache
 
 def main(path, pictures, batch):
     before = resident()
@@ -86,7 +86,7 @@ def main(path, pictures, batch):
 
 def sampler_costs(sizes: list[int]) -> list[dict]:
     """Time and memory of an epoch's batches, by number of samples: flat per sample."""
-    from mmcot.training.batching import LengthBatchSampler, padded_share
+    from mmcot.training.stages.batches import LengthBatchSampler, padded_share
 
     lengths = draw_lengths(10000)
     source = np.array([length.source for length in lengths])
@@ -107,7 +107,7 @@ def sampler_costs(sizes: list[int]) -> list[dict]:
 def start_up(folder: Path, problems: int) -> dict:
     """Seconds from the command to the first training step of a run on JSON Lines; the first time, and again."""
     from mmcot.processing import MMCoTProcessor
-    from mmcot.training.benchmark_inputs import make_problems, make_tokenizer
+    from mmcot.training.benchmark.inputs import make_problems, make_tokenizer
 
     tokenizer, words = make_tokenizer()
     tokenizer.save_pretrained(folder / "tokenizer")
@@ -118,7 +118,7 @@ def start_up(folder: Path, problems: int) -> dict:
     code = f"""
 import time
 start = time.perf_counter()
-from mmcot.training.recipe import from_dict
+from mmcot.training.stages.recipe import from_dict
 from mmcot.training.train import Run
 run = Run(from_dict({{
     "data": {str(folder / "problems.jsonl")!r}, "tokenizer": {str(folder / "tokenizer")!r}, "eval_split": None,
@@ -146,7 +146,7 @@ def benchmark_features(shape: str, device: torch.device, options) -> dict:
     from transformers import ViTConfig, ViTModel
 
     from mmcot.processing import image_processor_for
-    from mmcot.training.features import extract_features
+    from mmcot.training.features.extract import extract_features
     from mmcot.vision_mmcot import extract_features as features_of
 
     sizes = {

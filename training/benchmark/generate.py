@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from mmcot.training import benchmark_measure as measure
-from mmcot.training.benchmark_inputs import TEST_SIZE, make_model
-from mmcot.training.benchmark_train import PADDED, as_the_original_has_them, setting
+from mmcot.training.benchmark import measure
+from mmcot.training.benchmark.inputs import TEST_SIZE, make_model
+from mmcot.training.benchmark.train import PADDED, as_the_original_has_them, setting
 
 ORIGINAL_BATCH = 8
 ANSWER_TOKENS = 8  # of "The answer is (B)."
@@ -122,7 +122,7 @@ class OurInference:
             yield [problem["id"] for problem in batch], inputs
 
     def run(self, problems: list[dict]) -> dict:
-        from mmcot.training.inference import answer_questions
+        from mmcot.training.inference.engine import answer_questions
 
         def all_questions():
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):

@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from transformers import Seq2SeqTrainingArguments
 
-from mmcot.training import benchmark_measure as measure
-from mmcot.training.benchmark_children import found_in_child, run_as_child
-from mmcot.training.benchmark_inputs import VOCABULARY, draw_lengths, make_model, make_problems, make_tokenizer
-from mmcot.training.benchmark_processes import CHILD_ARGUMENTS, TOKENS_PER_BATCH, process_scaling
-from mmcot.training.stage_data import StageCollator
-from mmcot.training.trainer import StageTrainer
+from mmcot.training.benchmark import measure
+from mmcot.training.benchmark.children import found_in_child, run_as_child
+from mmcot.training.benchmark.inputs import VOCABULARY, draw_lengths, make_model, make_problems, make_tokenizer
+from mmcot.training.benchmark.processes import CHILD_ARGUMENTS, TOKENS_PER_BATCH, process_scaling
+from mmcot.training.stages.samples import StageCollator
+from mmcot.training.stages.trainer import StageTrainer
 
 ROWS_OF_WRITER = 1000  # that `datasets` writes together: a table of a million rows comes in a thousand pieces
 PREPARED_AT_MOST = 10**4  # records that are tokenised here; more would take minutes and tell nothing new
@@ -255,8 +255,8 @@ class _Preparing:
 
 def _prepare(out: Path, path: str, warm_up: str, processor: str) -> None:
     """In a child: problems loaded and tokenised, first a few that aren't counted."""
-    from mmcot.training.sources import load_problems
-    from mmcot.training.stage_data import stage_dataset
+    from mmcot.training.data.problems import load_problems
+    from mmcot.training.stages.samples import stage_dataset
 
     with open(processor, "rb") as file:
         processor = pickle.load(file)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-LENGTHS = Path(__file__).with_name("benchmark_lengths.json")
+LENGTHS = Path(__file__).with_name("lengths.json")
 IMAGE_SHARE = 10332 / 21208  # of ScienceQA's questions
 TRAIN_SIZE, TEST_SIZE = 12726, 4241
 PATCHES, WIDTH = 145, 1024  # ViT features, the paper's final choice
@@ -57,7 +57,7 @@ def draw_lengths(count: int, seed: int = 0) -> list[Lengths]:
 
 def make_tokenizer(words: int = 20000):
     """A tokenizer of made-up words, and the words: one token each."""
-    from mmcot.training.tokenizer import train_tokenizer
+    from mmcot.training.stages.tokenizer import train_tokenizer
 
     letters = "bcdfghjklmnprstvwz", "aeiou"
     draw = random.Random(0)
@@ -129,8 +129,8 @@ def make_features(pictures: int, kind: str = "vit", seed: int = 0) -> torch.Tens
 
 def write_features(path: Path, features: torch.Tensor):
     """The features as a cache in bfloat16, opened."""
-    from mmcot.training.feature_cache import FeatureCache
-    from mmcot.training.feature_shards import FeatureWriter, write_index
+    from mmcot.training.features.cache import FeatureCache
+    from mmcot.training.features.shards import FeatureWriter, write_index
 
     info = {"backbone": "random", "keys": "image content"}
     with FeatureWriter(path, info, torch.bfloat16) as writer:

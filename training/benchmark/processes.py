@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 from transformers import Seq2SeqTrainingArguments, TrainerCallback
 
-from mmcot.training import benchmark_measure as measure
-from mmcot.training.batching import LengthBatchSampler
-from mmcot.training.benchmark_children import run_as_child, start, wait
-from mmcot.training.benchmark_inputs import make_model
-from mmcot.training.benchmark_train import setting
-from mmcot.training.stage_data import StageCollator
-from mmcot.training.trainer import StageTrainer
+from mmcot.training.benchmark import measure
+from mmcot.training.benchmark.children import run_as_child, start, wait
+from mmcot.training.benchmark.inputs import make_model
+from mmcot.training.benchmark.train import setting
+from mmcot.training.stages.batches import LengthBatchSampler
+from mmcot.training.stages.samples import StageCollator
+from mmcot.training.stages.trainer import StageTrainer
 
 WARM_UP_STEPS = 1
 AIM = 1.7  # times one process's speed, from two
@@ -207,7 +207,7 @@ CHILD_ARGUMENTS = {
 
 def _train(out: Path, shape: str, batches: list[list[int]]) -> None:
     """In a child, alone or one of two: the training of `process_scaling`."""
-    from mmcot.training.feature_cache import FeatureCache
+    from mmcot.training.features.cache import FeatureCache
 
     torch.set_num_threads(1)
     processor, samples = pickle.loads((out.parent / "setting.pickle").read_bytes())

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mmcot.training import benchmark_measure as measure
-from mmcot.training.benchmark_inputs import (
+from mmcot.training.benchmark import measure
+from mmcot.training.benchmark.inputs import (
     FEATURES,
     ORIGINAL_PATCHES,
     TRAIN_SIZE,
@@ -129,8 +129,8 @@ class OurTraining:
     ):
         from transformers import Seq2SeqTrainingArguments
 
-        from mmcot.training.stage_data import StageCollator
-        from mmcot.training.trainer import StageTrainer
+        from mmcot.training.stages.samples import StageCollator
+        from mmcot.training.stages.trainer import StageTrainer
 
         self.name, self.samples, self.device, self.compiled = name, samples, device, compiled
         self.model = make_model(shape, **model_settings)

@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score or compare, print the table, write the JSON file."""
-    from .evaluation import (
+    from mmcot.training.evaluation.results import (
         compare,
         evaluate_predictions,
         format_comparison,
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         read_predictions,
         read_problems,
     )
-    from .files import write_json
+    from mmcot.training.files import write_json
 
     problems, splits = read_problems(args.problems, args.split)
     if args.compare:

@@ -123,7 +123,7 @@ def _stamp(source: str) -> str:
     here = Path(__file__).parent
     parts = [Path(__file__).read_bytes()]
     if source.startswith("embedded"):
-        parts += [path.read_bytes() for path in sorted(here.glob("embedded*.py"))]
+        parts += [path.read_bytes() for path in sorted((here / "embedded").glob("*.py"))]
     elif (Path(source) / "problems.json").is_file():
         images = Path(source) / "images"
         files = [Path(source) / name for name in ("problems.json", "pid_splits.json", "captions.json")]
@@ -361,7 +361,7 @@ def _image_references(raw: dict, folder: Path, where: str) -> list[dict]:
 
 
 def _read_embedded(source: str, split: str | None, image_rule: str) -> Iterator[tuple[str, dict]]:
-    from mmcot.training.embedded import generate_problems
+    from mmcot.training.data.embedded.generate import generate_problems
 
     options = {"n": EMBEDDED_DEFAULT_SIZE, "seed": 0, "skills": None}
     for part in filter(None, source.partition(":")[2].split(",")):

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .scores import (
+from mmcot.training.evaluation.scores import (
     COLUMNS,
     accuracy_table,
     column_members,
@@ -37,8 +37,8 @@ def read_problems(source: str | Path, split: str | None = None) -> tuple[dict[st
     Args:
         source: a folder or `problems.json` of ScienceQA's layout (`pid_splits.json` beside it, if there), a JSON
             object `{id: problem}` of any name, a JSON Lines file, or whatever else
-            `mmcot.training.sources.load_problems` takes. To be scored, a problem needs `answer` and either `choices`
-            or `num_choices`; the fields that decide on columns may be missing.
+            `mmcot.training.load_problems` takes. To be scored, a problem needs `answer` and either `choices` or
+            `num_choices`; the fields that decide on columns may be missing.
         split: spares loading the other splits where that costs something (sources of `load_problems`); see `match`.
     """
     path = Path(source)
@@ -46,7 +46,9 @@ def read_problems(source: str | Path, split: str | None = None) -> tuple[dict[st
         path = path / "problems.json"
     content = _read_json(path) if path.is_file() and path.suffix != ".parquet" else None
     if content is None or (isinstance(content, list) and any("id" not in record for record in content)):
-        from .sources import load_problems  # which knows the other forms, and gives ids to records without
+        from mmcot.training.data.problems import (
+            load_problems,
+        )  # which knows the other forms, and gives ids to records without
 
         content = load_problems(source, split).remove_columns("images")
     problems = _by_id(content, path)
@@ -325,7 +327,7 @@ def _score_rationales(problems, predictions, rationale_format, similarity_model)
     hypotheses, references = zip(*pairs, strict=True)
     scores = rationale_scores(hypotheses, references)
     if similarity_model is not None:
-        from .similarity import similarities
+        from mmcot.training.evaluation.similarity import similarities
 
         scores["similarity"] = sum(similarities(hypotheses, references, similarity_model)) / len(pairs)
     return {name: 100 * score for name, score in scores.items()}, sum(bool(text.strip()) for text in references)

@@ -1,7 +1,7 @@
 """Scores as plain functions: accuracy in the paper's nine columns, ROUGE-L, BLEU, intervals and a paired test.
 
 Everything here is plain Python on lists and dicts, so that it runs anywhere and can be called from a notebook. Text
-scores lie in [0, 1]; `mmcot.training.evaluation` turns them into percentages.
+scores lie in [0, 1]; `mmcot.training.evaluation.results` turns them into percentages.
 
 The `_original` variants and BLEU agree with what the paper's code computes (amazon-science/mm-cot, `evaluations.py`);
 where that code raises, a value is defined here and the docstring says which.

@@ -1,0 +1,1 @@
+"""Image features of frozen backbones: extracted once, cached, read ever after."""

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .feature_shards import join_keys, read_header, read_index, read_info, shard_paths
+from mmcot.training.features.shards import join_keys, read_header, read_index, read_info, shard_paths
 
 
 def image_key(reference) -> str:

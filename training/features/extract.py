@@ -1,14 +1,5 @@
-"""Image features of a frozen backbone, computed once: `mmcot features`.
+"""Image features of a frozen backbone, computed once over the pictures of any problem source into a `FeatureCache`."""
 
-`extract_features` runs a backbone over the pictures of any problem source, or of a folder, into a `FeatureCache`.
-`import_original` puts the original project's released feature files into the same kind of cache.
-
-    mmcot features data/scienceqa --backbone detr --output features/detr
-    accelerate launch -m mmcot.training.cli features data/scienceqa --backbone vit --output features/vit
-    mmcot features --import-original vit.pth --name-map name_map.json --output features/vit
-"""
-
-import argparse
 import hashlib
 import json
 import os
@@ -18,23 +9,6 @@ from pathlib import Path
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
 MAX_PENDING_BYTES = 512 * 2**20  # pixels that wait for others of their size
 DTYPES = ("float16", "bfloat16", "float32")
-
-_LAZY = {
-    "FeatureCache": "feature_cache",
-    "FeatureWriter": "feature_shards",
-    "image_key": "feature_cache",
-    "problem_keys": "feature_cache",
-    "write_index": "feature_shards",
-    "import_original": "feature_import",
-}
-
-
-def __getattr__(name: str):
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    return getattr(importlib.import_module(f"mmcot.training.{_LAZY[name]}"), name)
 
 
 def extract_features(
@@ -82,8 +56,8 @@ def extract_features(
     from torch.utils.data import DataLoader
     from tqdm import tqdm
 
-    from .feature_cache import FeatureCache
-    from .feature_shards import SHARD_BYTES, FeatureWriter, shard_paths, write_index
+    from mmcot.training.features.cache import FeatureCache
+    from mmcot.training.features.shards import SHARD_BYTES, FeatureWriter, shard_paths, write_index
 
     state = None
     if process_index is None:
@@ -195,8 +169,7 @@ class _Pictures:
 
     def __getitem__(self, number: int) -> list[tuple] | str:
         from mmcot.processing.images_mmcot import image_references, load_image
-
-        from .feature_cache import read_picture
+        from mmcot.training.features.cache import read_picture
 
         problem = self.problems[self.indices[number]]
         references = [problem] if isinstance(problem, Path) else image_references(problem)
@@ -302,66 +275,3 @@ def _arrived(keys: list[str], features, event) -> tuple:
     if event is not None:
         event.synchronize()
     return keys, features
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", nargs="?", help="problem source, or a folder of images")
-    parser.add_argument("--backbone", help="detr, vit, clip, resnet, or the folder of an image model")
-    parser.add_argument("--output", required=True, metavar="DIR", help="the cache's folder; filled up if it exists")
-    parser.add_argument("--split", help="only this split of the source")
-    parser.add_argument(
-        "--image-rule", choices=("all", "original"), default="all", help="which pictures of a question"
-    )
-    parser.add_argument("--vision-feature", choices=("last_hidden_state", "pooler_output"), help="output to keep")
-    parser.add_argument("--batch-size", type=int, default=32, help="pictures a step (default: 32)")
-    parser.add_argument("--dtype", choices=DTYPES, default="float16", help="to store in (default: float16)")
-    parser.add_argument("--device", help="cpu, cuda, …; a GPU if there is one")
-    parser.add_argument("--num-workers", type=int, help="processes that decode pictures")
-    parser.add_argument("--import-original", metavar="FILE", help="detr.npy, clip.npy, resnet.npy or vit.pth")
-    parser.add_argument("--name-map", metavar="FILE", help="name_map.json, which comes with the released features")
-    parser.add_argument("--checkpoint", metavar="DIR", help="refuse features that this checkpoint can't take")
-
-
-def run(args: argparse.Namespace) -> int:
-    if args.import_original:
-        if not args.name_map:
-            raise ValueError("--import-original needs --name-map, the name_map.json that comes with the features")
-        if args.source:
-            raise ValueError("--import-original takes no SOURCE: the released features come without their pictures")
-        from .feature_import import import_original
-
-        cache = import_original(
-            args.import_original,
-            args.name_map,
-            args.output,
-            backbone=args.backbone,
-            checkpoint=args.checkpoint,
-            dtype=args.dtype,
-        )
-    else:
-        if not args.source or not args.backbone:
-            raise ValueError("name a SOURCE and a --backbone, or --import-original FILE --name-map FILE")
-        if args.checkpoint:
-            raise ValueError("--checkpoint goes with --import-original")
-        source = Path(args.source)
-        data = ("*.jsonl", "*.parquet", "problems.json")
-        if source.is_dir() and not any(next(source.rglob(name), None) for name in data):
-            problems = image_files(source)
-        else:
-            from .sources import load_problems
-
-            problems = load_problems(args.source, args.split, image_rule=args.image_rule, require_answer=False)
-        cache = extract_features(
-            problems,
-            args.backbone,
-            args.output,
-            vision_feature=args.vision_feature,
-            batch_size=args.batch_size,
-            dtype=args.dtype,
-            device=args.device,
-            num_workers=args.num_workers,
-        )
-    print(
-        f"{cache.path}: features of {len(cache):,} pictures, width {cache.image_feature_size}, {cache.info['dtype']}"
-    )
-    return 0

@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from mmcot.training.features.cache import FeatureCache, content_key
+from mmcot.training.features.shards import FeatureWriter, shard_paths, write_index
 from mmcot.vision_mmcot import VISION_PRESETS
-
-from .feature_cache import FeatureCache, content_key
-from .feature_shards import FeatureWriter, shard_paths, write_index
 
 CHUNK_BYTES = 16 * 2**20
 REPEATED = {"resnet": 512}  # the original repeats the one ResNet vector so many times

@@ -9,9 +9,9 @@ from importlib import resources
 from string import Template
 from typing import Any
 
-from .scores import COLUMNS
+from mmcot.training.evaluation.scores import COLUMNS
 
-# Stand in a card until `mmcot.training.push` knows the repository and the commit.
+# Stand in a card until `mmcot.training.hub.push` knows the repository and the commit.
 REPOSITORY = "<repository>"
 REVISION = "<revision>"
 
@@ -109,8 +109,8 @@ def model_card(results: Mapping[str, Any] | None, facts: Mapping[str, Any]) -> s
     """The text of a repository's `README.md`.
 
     Args:
-        results: what `mmcot.training.evaluation.evaluate_predictions` gives (accuracies and their 95 % intervals in %,
-            questions by column, scores of the rationale, protocol, unparsable answers); None if nothing was measured.
+        results: what `mmcot.training.evaluate_predictions` gives (accuracies and their 95 % intervals in %, questions
+            by column, scores of the rationale, protocol, unparsable answers); None if nothing was measured.
         facts: about the model. `config_facts` gives those of its configuration; the others are `name`; `dataset`
             ("scienceqa", "embedded" or `{"name", "id", "license", "limitation"}` of another); `split` that the results
             are of (default "test"); `base_model`; `num_parameters`; `hyperparameters` (a dict, or one for each stage);

@@ -1,4 +1,4 @@
-"""`mmcot push`: a finished repository folder to the Hub, after a look whether it is complete.
+"""A finished repository folder goes to the Hub, after a look whether it is complete.
 
 A repository with a shard, a code file or a licence missing looks well on the Hub and fails, or can't be used, in the
 hands of others. So the folder is checked first, and of it only what belongs to a repository is uploaded: no optimiser
@@ -10,7 +10,7 @@ import json
 import re
 from pathlib import Path
 
-from .cards import REPOSITORY, REVISION
+from mmcot.training.hub.cards import REPOSITORY, REVISION
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
@@ -184,7 +184,7 @@ def _card(folder: Path) -> list[str]:
 
     if not (folder / "README.md").is_file():
         raise ValueError("README.md, the model card, is missing")
-    hint = "write the card with mmcot.training.cards.model_card"
+    hint = "write the card with mmcot.training.hub.cards.model_card"
     try:
         card = ModelCard.load(folder / "README.md")
     except Exception as error:  # YAML's and huggingface_hub's own errors
@@ -244,17 +244,3 @@ def usage(url: str, task: str = TASK) -> str:
         f'                  revision="{revision}", trust_remote_code=True)\n'
         'print(answer({"question": "…", "choices": ["…", "…"], "image": "picture.png"}))'
     )
-
-
-def add_arguments(parser) -> None:
-    parser.description = "Check that FOLDER is a complete repository and upload it to the Hugging Face Hub."
-    parser.add_argument("folder", metavar="FOLDER", help="what save_pretrained (or mmcot demo, in hub/) left")
-    parser.add_argument("repo_id", metavar="REPO_ID", help="user/name; made if there is no such repository")
-    parser.add_argument("--private", action="store_true", help="make a new repository private")
-    parser.add_argument("--revision", metavar="BRANCH", help="branch to commit to, made if missing (default: main)")
-
-
-def run(args) -> int:
-    url = push(args.folder, args.repo_id, private=args.private, revision=args.revision)
-    print(f"{url}\n\nTo use it, pinned to this commit:\n\n{usage(url)}")
-    return 0

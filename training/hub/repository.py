@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from mmcot.training.cards import config_facts, model_card
-from mmcot.training.recipe import Recipe
+from mmcot.training.hub.cards import config_facts, model_card
+from mmcot.training.stages.recipe import Recipe
 
 # hyper-parameters that a card tells, beside those that a recipe sets itself
 TOLD = ("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps")
@@ -18,7 +18,7 @@ def write_repository(run, rationale, answer, results: dict[str, dict]) -> Path:
         results: split → scores, for the card.
     """
     from mmcot import MMCoTModel
-    from mmcot.training.build import vision_of
+    from mmcot.training.stages.build import vision_of
 
     folder, recipe = run.folder / "hub", run.recipe
     if recipe.one_stage:
@@ -37,7 +37,7 @@ def write_repository(run, rationale, answer, results: dict[str, dict]) -> Path:
 
 def run_facts(recipe: Recipe, model) -> dict:
     """What a card tells of the run: data and licence, starting point, size, hyper-parameters."""
-    from mmcot.training.recipe import TRAINING_DEFAULTS
+    from mmcot.training.stages.recipe import TRAINING_DEFAULTS
 
     def hyperparameters(stage: str) -> dict:
         values = {**TRAINING_DEFAULTS, **recipe.for_stage(stage).training}

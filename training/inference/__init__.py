@@ -1,0 +1,1 @@
+"""Many questions through a trained model, quickly: the engine and predictions files."""

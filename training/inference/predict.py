@@ -1,51 +1,7 @@
-"""Write rationales and answers of a trained model for a set of problems.
-
-  mmcot predict runs/base/hub data/scienceqa --split test --output predictions.jsonl
-  mmcot evaluate --predictions predictions.jsonl --problems data/scienceqa --split test --json scores.json
-
-MODEL is a repository (folder or Hub id). One JSON line a problem: id, answer (index), rationale, scores, generated.
-Cut off, the same command goes on where it stopped.
-"""
+"""Rationales and answers of a trained model for a set of problems, written to a predictions file."""
 
 import json
 from pathlib import Path
-
-
-def add_arguments(parser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="two-stage or one-stage repository: folder or Hub id")
-    parser.add_argument(
-        "problems", metavar="SOURCE", help="ScienceQA folder, JSON Lines, parquet, Hub id or embedded:…"
-    )
-    parser.add_argument("--split", default=None, help="split of the source (default: all)")
-    parser.add_argument("--output", required=True, metavar="FILE", help="predictions, JSON Lines")
-    parser.add_argument("--batch-size", type=int, default=64, help="questions at a time; on a GPU rather 512")
-    parser.add_argument("--mode", choices=("score", "generate"), default="score", help="score the choices, or decode")
-    parser.add_argument("--blank-images", action="store_true", help="what would it say without the pictures?")
-    parser.add_argument("--num-beams", type=int, default=None)
-    parser.add_argument("--max-new-tokens", type=int, default=None, help="limit of a rationale")
-    parser.add_argument("--device", default=None, help="default: the first accelerator, else the CPU")
-    parser.add_argument("--limit", type=int, default=None, metavar="N", help="only the first N problems")
-
-
-def run(args) -> int:
-    from mmcot.training.sources import load_problems
-
-    problems = load_problems(args.problems, args.split, require_answer=False)
-    if args.limit is not None:
-        problems = problems.select(range(min(args.limit, len(problems))))
-    options = {"num_beams": args.num_beams, "max_new_tokens": args.max_new_tokens}
-    path = predict(
-        args.model,
-        problems,
-        args.output,
-        batch_size=args.batch_size,
-        mode=args.mode,
-        blank_images=args.blank_images,
-        device=args.device,
-        **{name: value for name, value in options.items() if value is not None},
-    )
-    print(f"{len(problems)} predictions in {path}")
-    return 0
 
 
 def load_pipeline(model, device=None):
@@ -133,7 +89,7 @@ def _results(pipeline, batches, batch_size: int, mode: str, generate_kwargs: dic
     without waiting for the longest rationale of a batch."""
     from mmcot.decoder_weights_mmcot import is_plain_t5
     from mmcot.decoding_mmcot import is_plain_greedy
-    from mmcot.training.inference import answer_questions
+    from mmcot.training.inference.engine import answer_questions
 
     model, processor = pipeline.model, pipeline.processor
     config = model._rationale_generation_config(None, generate_kwargs) if pipeline.two_stage else None

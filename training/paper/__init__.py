@@ -1,0 +1,1 @@
+"""The paper's published figures and released weights, and how to repeat them."""

@@ -1,7 +1,7 @@
 """A published model's parts, once found: fetched, put together, run, and compared with what was published.
 
-A plan says where each part is (`mmcot.training.reproduce.make_plan`); every function here works on it, and on the
-folder of the run, OUTPUT, where each step leaves what it made and a repeated run finds it.
+A plan says where each part is (`reproduce.make_plan`); every function here works on it, and on the folder of
+the run, OUTPUT, where each step leaves what it made and a repeated run finds it.
 """
 
 import fnmatch
@@ -11,10 +11,10 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from .files import mark_step, read_jsonl, step_is_done, write_json
-from .hub_files import Found, find
-from .published import compare_with_published
-from .recipe import STAGES, load_recipe
+from mmcot.training.files import mark_step, read_jsonl, step_is_done, write_json
+from mmcot.training.hub.downloads import Found, find
+from mmcot.training.paper.published import compare_with_published
+from mmcot.training.stages.recipe import STAGES, load_recipe
 
 Plan = dict[str, Found | str]  # part -> files that exist, or a text where there is nothing to fetch
 NOT_RELEASED = "not on the Hub"
@@ -63,10 +63,10 @@ def fetch_features(plan: Plan, problems, output: Path, vision: str, checkpoint: 
     Raises:
         ValueError: features don't fit the checkpoint, or the problems' ids aren't those of the features.
     """
-    from .feature_cache import FeatureCache
+    from mmcot.training.features.cache import FeatureCache
 
     if isinstance(plan["features"], str):
-        from .features import extract_features
+        from mmcot.training.features.extract import extract_features
 
         if not any(problems["images"]):
             return None
@@ -74,7 +74,7 @@ def fetch_features(plan: Plan, problems, output: Path, vision: str, checkpoint: 
     file = plan["features"].fetch(output)
     if "name map" not in plan:
         return FeatureCache.open(file)
-    from .feature_import import import_original
+    from mmcot.training.features.original import import_original
 
     rows = json.loads(plan["name map"].fetch(output).read_text(encoding="utf-8"))
     without = [id_ for id_, pictured in zip(problems["id"], problems["has_image"], strict=True) if pictured]
@@ -98,7 +98,7 @@ def _image_rule(plan: Plan, output: Path) -> str:
         return "none"
     if isinstance(plan["features"], str):
         return "original"
-    from .feature_cache import FeatureCache
+    from mmcot.training.features.cache import FeatureCache
 
     by_id = FeatureCache.open(plan["features"].fetch(output)).info["keys"] == "problem id"
     return "none" if by_id else "original"
@@ -124,10 +124,10 @@ def evaluate_released(name: str, plan: Plan, output: str | Path, *, max_samples=
     Raises:
         FileNotFoundError: a download fails. ValueError: a part is missing, or the parts don't fit together.
     """
-    from .evaluation import evaluate_predictions
-    from .sources import load_problems
-    from .stage_data import stage_dataset
-    from .stages import predict_stage
+    from mmcot.training.data.problems import load_problems
+    from mmcot.training.evaluation.results import evaluate_predictions
+    from mmcot.training.stages.fit import predict_stage
+    from mmcot.training.stages.samples import stage_dataset
 
     for part, found in plan.items():
         if found == NOT_RELEASED:
@@ -212,8 +212,7 @@ def load_released(plan: Plan, weights: dict[str, Path], output: Path, recipe):
     The repository shortens over-long sources as this package does; the processor returned cuts them as the original.
     """
     from mmcot import MMCoTModel, MMCoTProcessor
-
-    from .convert import convert
+    from mmcot.training.hub.convert import convert
 
     folder = output / "hub"
     if not folder.is_dir():
@@ -251,8 +250,8 @@ def train_as_published(name: str, plan: Plan, output: str | Path, overrides: lis
     `evaluate_released` does."""
     from datasets import concatenate_datasets
 
-    from .sources import load_problems
-    from .train import run_recipe
+    from mmcot.training.data.problems import load_problems
+    from mmcot.training.train import run_recipe
 
     output, image_rule = Path(output), _image_rule(plan, output)
     source = fetch_data(plan, output)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from mmcot.training.recipe import Recipe
+from mmcot.training.stages.recipe import Recipe
 
 
 def build_processor(recipe: Recipe, texts: Iterable[str] = ()):
@@ -32,7 +32,7 @@ def _tokenizer(recipe: Recipe, texts: Iterable[str]):
     if source is None:
         raise ValueError("tokenizer: a fresh model needs one (a folder, a tokenizer.json, a Hub id, or train)")
     if source == "train":
-        from mmcot.training.tokenizer import train_tokenizer
+        from mmcot.training.stages.tokenizer import train_tokenizer
 
         return train_tokenizer(texts)
     if source.endswith(".json"):

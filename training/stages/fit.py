@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmcot.training.files import drop_cut_line, mark_step, read_jsonl, step_is_done, written_whole
-from mmcot.training.recipe import TRAINING_DEFAULTS, Recipe
+from mmcot.training.stages.recipe import TRAINING_DEFAULTS, Recipe
 
 
 def training_arguments(recipe: Recipe, folder: Path, has_eval: bool):
@@ -53,8 +53,8 @@ def train_stage(
     """
     from transformers.trainer_utils import get_last_checkpoint
 
-    from mmcot.training.stage_data import StageCollator
-    from mmcot.training.trainer import StageTrainer
+    from mmcot.training.stages.samples import StageCollator
+    from mmcot.training.stages.trainer import StageTrainer
 
     identity = {"stage": stage, **recipe.identity()}
     if step_is_done(folder, identity):
@@ -106,7 +106,7 @@ def _metrics_of(stage: str, processor):
         return processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
     def rouge(prediction) -> dict[str, float]:
-        from mmcot.training.scores import rouge_l
+        from mmcot.training.evaluation.scores import rouge_l
 
         pairs = list(zip(decode(prediction.predictions), decode(prediction.label_ids), strict=True))
         return {"rougeL": 100 * sum(rouge_l(text, label) for text, label in pairs) / len(pairs)}
@@ -196,7 +196,7 @@ class _Predictor:
     """Turns batches of samples into records."""
 
     def __init__(self, model, processor, stage, features, protocol, answer_mode, blank_images, generate_kwargs):
-        from mmcot.training.stage_data import StageCollator
+        from mmcot.training.stages.samples import StageCollator
 
         self.model, self.processor, self.stage = model, processor, stage
         self.protocol, self.answer_mode = protocol, answer_mode

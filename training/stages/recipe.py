@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-RECIPES = Path(__file__).parent / "recipes"
+RECIPES = Path(__file__).parents[1] / "recipes"
 STAGES = ("rationale", "answer")
 
 # Our defaults where they differ from transformers'.

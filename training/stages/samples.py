@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import datasets
 
 from mmcot.processing import build_prompt
-from mmcot.training.feature_cache import problem_keys
+from mmcot.training.features.cache import problem_keys
 
 
 def stage_dataset(

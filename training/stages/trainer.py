@@ -4,7 +4,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 from transformers import Seq2SeqTrainer
 
-from mmcot.training.batching import LengthBatchSampler
+from mmcot.training.stages.batches import LengthBatchSampler
 
 
 class StageTrainer(Seq2SeqTrainer):

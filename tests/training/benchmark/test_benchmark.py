@@ -11,14 +11,8 @@ import torch
 from packaging import version
 
 from mmcot import MMCoTProcessor
-from mmcot.training import (
-    benchmark,
-    benchmark_generate,
-    benchmark_inputs,
-    benchmark_measure,
-    benchmark_report,
-    benchmark_train,
-)
+from mmcot.training.benchmark import generate, inputs, measure, run, table, train
+from mmcot.training.commands import benchmark as command
 
 TINY = {
     "shape": ["tiny"],
@@ -40,7 +34,7 @@ TINY = {
 
 def options(part, **changes):
     parser = argparse.ArgumentParser()
-    benchmark.add_arguments(parser)
+    command.add_arguments(parser)
     args = parser.parse_args([part])
     for name, value in {**TINY, **changes}.items():
         setattr(args, name, value)
@@ -49,23 +43,23 @@ def options(part, **changes):
 
 @pytest.fixture(scope="module")
 def words():
-    return benchmark_inputs.make_tokenizer(words=500)
+    return inputs.make_tokenizer(words=500)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def small_vocabulary(words):
     """T5's vocabulary would take most of the time of a network as small as these."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmark_inputs, "VOCABULARY", 1600)
-        patch.setattr(benchmark_train, "make_tokenizer", lambda: words)
+        patch.setattr(inputs, "VOCABULARY", 1600)
+        patch.setattr(train, "make_tokenizer", lambda: words)
         yield
 
 
 def test_problems_have_the_lengths_that_were_drawn(words):
     tokenizer, vocabulary = words
     processor = MMCoTProcessor(None, tokenizer)
-    lengths = benchmark_inputs.draw_lengths(40)
-    problems = benchmark_inputs.make_problems(lengths, processor, vocabulary)
+    lengths = inputs.draw_lengths(40)
+    problems = inputs.make_problems(lengths, processor, vocabulary)
     for length, problem in zip(lengths, problems, strict=True):
         rationale = processor.encode(problem, "rationale", target=True)
         assert abs(len(rationale["input_ids"]) - length.source) <= 3
@@ -74,15 +68,15 @@ def test_problems_have_the_lengths_that_were_drawn(words):
 
 
 def test_lengths_are_scienceqas():
-    lengths = benchmark_inputs.draw_lengths(4000)
+    lengths = inputs.draw_lengths(4000)
     assert np.mean([length.source for length in lengths]) == pytest.approx(77, abs=5)
     assert np.mean([length.target for length in lengths]) == pytest.approx(65, abs=5)
     assert np.mean([length.image for length in lengths]) == pytest.approx(10332 / 21208, abs=0.03)
 
 
 def test_a_few_lengths_already_have_the_mean_of_all():
-    many = np.array([(length.source, length.target) for length in benchmark_inputs.draw_lengths(4000)])
-    few = benchmark_inputs.draw_lengths(64)
+    many = np.array([(length.source, length.target) for length in inputs.draw_lengths(4000)])
+    few = inputs.draw_lengths(64)
     means = np.mean([(length.source, length.target) for length in few], axis=0)
     assert means == pytest.approx(many.mean(0), rel=0.1)
     assert sum(length.image for length in few) / 64 == pytest.approx(10332 / 21208, abs=0.02)
@@ -90,11 +84,11 @@ def test_a_few_lengths_already_have_the_mean_of_all():
 
 
 def test_histogram_is_that_of_the_real_problems(shared_dir):
-    from mmcot.training.build import tokenizer_from_file
+    from mmcot.training.stages.build import tokenizer_from_file
 
     processor = MMCoTProcessor(None, tokenizer_from_file(shared_dir / "data" / "t5_tokenizer.json"))
     problems = json.loads((shared_dir / "data" / "scienceqa" / "problems.json").read_text())
-    kept = json.loads(benchmark_inputs.LENGTHS.read_text())["rows"]
+    kept = json.loads(inputs.LENGTHS.read_text())["rows"]
     assert sum(row[-1] for row in kept) == len(problems)
     sources = [
         len(processor.encode({**p, "id": i}, "rationale")["input_ids"]) for i, p in list(problems.items())[:200]
@@ -109,7 +103,7 @@ def test_histogram_is_that_of_the_real_problems(shared_dir):
 def test_operations_are_those_that_pytorch_counts():
     from torch.utils.flop_counter import FlopCounterMode
 
-    model = benchmark_inputs.make_model("tiny", attention="eager").eval()
+    model = inputs.make_model("tiny", attention="eager").eval()
     model.encoder.fusion.forward = _with_attention(model.encoder.fusion.forward)
     source, target, patches = 40, 24, 9
     ids = torch.randint(2, 100, (1, source))
@@ -118,7 +112,7 @@ def test_operations_are_those_that_pytorch_counts():
             input_ids=ids, labels=torch.randint(2, 100, (1, target)), image_features=torch.randn(1, patches, 1024),
             use_cache=False,
         )  # fmt: skip
-    ours = benchmark_measure.forward_flops(model.config, source, target, patches)
+    ours = measure.forward_flops(model.config, source, target, patches)
     # a decoder's attention is computed whole and half of it masked
     masked = 2 * model.config.num_decoder_layers * target * target * 32
     assert ours + masked == pytest.approx(counter.get_total_flops(), rel=1e-3)
@@ -129,7 +123,7 @@ def _with_attention(forward):
 
 
 def test_rows_end_at_their_length():
-    processor = benchmark_generate.EndAt([2, 4], end=1)
+    processor = generate.EndAt([2, 4], end=1)
     ended = [
         processor(torch.zeros(2, step, dtype=torch.long), torch.randn(2, 9)).argmax(-1).eq(1).tolist()
         for step in range(1, 6)
@@ -141,7 +135,7 @@ def test_rows_end_at_their_length():
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     path = tmp_path_factory.mktemp("benchmark") / "train.json"
-    benchmark.benchmark(options("train", json=str(path)))
+    run.benchmark(options("train", json=str(path)))
     return json.loads(path.read_text())
 
 
@@ -160,20 +154,20 @@ def test_figures_of_training(trained):
 
 
 def test_one_vector_gives_the_losses_of_512_repeated(tmp_path):
-    _, samples, features, cache, _ = setting = benchmark_train.setting(6, 3, tmp_path, "resnet")
+    _, samples, features, cache, _ = setting = train.setting(6, 3, tmp_path, "resnet")
     processor, device = setting[0], torch.device("cpu")
-    original = benchmark_train.OriginalTraining("tiny", samples, features, device, 2, "resnet")
+    original = train.OriginalTraining("tiny", samples, features, device, 2, "resnet")
     assert original.features.shape == (3, 512, 2048) and cache.collate([["picture 0"]])["image_features"].shape[1] == 1
-    ours = benchmark_train.OurTraining(
+    ours = train.OurTraining(
         "ours", "tiny", samples, cache, processor, device, tmp_path, batch_size=2, features="resnet"
     )
-    curves = benchmark_train.loss_curves(original, ours, 3)
+    curves = train.loss_curves(original, ours, 3)
     assert len(curves["ours"]) == 3 and curves["largest_relative_difference"] < 1e-4
 
 
 def test_bf16_is_what_the_steps_compute_in(tmp_path):
-    processor, samples, _, cache, _ = benchmark_train.setting(6, 3, tmp_path)
-    arm = benchmark_train.OurTraining(
+    processor, samples, _, cache, _ = train.setting(6, 3, tmp_path)
+    arm = train.OurTraining(
         "ours", "tiny", samples, cache, processor, torch.device("cpu"), tmp_path, batch_size=2, bf16=True
     )
     seen = []
@@ -183,12 +177,12 @@ def test_bf16_is_what_the_steps_compute_in(tmp_path):
 
 
 def test_batches_of_a_run_have_the_mean_of_the_epoch(tmp_path):
-    processor, samples, _, cache, _ = benchmark_train.setting(200, 3, tmp_path)
+    processor, samples, _, cache, _ = train.setting(200, 3, tmp_path)
     own = ("tiny", samples, cache, processor, torch.device("cpu"), tmp_path)
     mean = np.mean(samples["length"])
     for arm in (
-        benchmark_train.OurTraining("by number", *own, batch_size=5),
-        benchmark_train.OurTraining("by tokens", *own, tokens_per_batch=600),
+        train.OurTraining("by number", *own, batch_size=5),
+        train.OurTraining("by tokens", *own, tokens_per_batch=600),
     ):
         epoch = arm.batches(0, len(samples))
         assert sorted(sum(epoch, [])) == list(range(200)) and arm.batches(1, 200) != epoch
@@ -197,20 +191,20 @@ def test_batches_of_a_run_have_the_mean_of_the_epoch(tmp_path):
 
 
 def test_repeats_stop_when_the_time_is_up():
-    train = benchmark.benchmark(options("train", seconds=0, repeats=3, loss_steps=0))["train"]
+    train = run.benchmark(options("train", seconds=0, repeats=3, loss_steps=0))["train"]
     assert {arm["repeats"] for arm in train["arms"].values()} == {1}
 
 
 def test_shapes_stand_side_by_side(monkeypatch):
-    monkeypatch.setitem(benchmark_inputs.SHAPES, "other", benchmark_inputs.SHAPES["tiny"])
-    result = benchmark.benchmark(options("train", shape=["tiny", "other"], loss_steps=0))
+    monkeypatch.setitem(inputs.SHAPES, "other", inputs.SHAPES["tiny"])
+    result = run.benchmark(options("train", shape=["tiny", "other"], loss_steps=0))
     assert result["train"]["shape"] == "tiny"
     assert [one["train"]["shape"] for one in result["more_shapes"]] == ["other"]
-    assert benchmark_report.describe(result).count("training, original") == 4
+    assert table.describe(result).count("training, original") == 4
 
 
 def test_figures_of_generation():
-    generate = benchmark.benchmark(options("generate"))["generate"]
+    generate = run.benchmark(options("generate"))["generate"]
     assert set(generate["ratio"]) == {"median", "min", "max"}
     assert generate["mean_rationale_tokens"] <= 3 and generate["single_question"]["seconds"]["median"] > 0
 
@@ -220,19 +214,21 @@ def test_table_between_the_markers(trained, tmp_path):
     readme.write_text("before\n<!-- speed:begin -->\nold\n<!-- speed:end -->\nafter\n")
     (tmp_path / "one.json").write_text(json.dumps(trained))
     args = options("all", write_readme=str(readme), results=[str(tmp_path / "one.json")])
-    assert benchmark.run(args) == 0
+    assert command.run(args) == 0
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     assert f"{trained['train']['ratio']['median']:.1f}" in text
     with pytest.raises(ValueError, match="speed:begin"):
-        benchmark_report.write_table(tmp_path / "one.json", [trained])
+        table.write_table(tmp_path / "one.json", [trained])
 
 
 def test_nothing_needs_datasets_or_evaluate():
     code = (
         "import sys; sys.modules['datasets'] = sys.modules['evaluate'] = None\n"
-        "from mmcot.training import benchmark, benchmark_train, benchmark_generate, benchmark_data\n"
-        "from mmcot.training import trainer, inference, stage_data, feature_cache, features\n"
+        "from mmcot.training.benchmark import data, generate, run, train\n"
+        "from mmcot.training.features import cache, extract\n"
+        "from mmcot.training.inference import engine\n"
+        "from mmcot.training.stages import samples, trainer\n"
         "from mmcot import MMCoTModel\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

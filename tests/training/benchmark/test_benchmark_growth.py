@@ -9,22 +9,22 @@ import pytest
 import torch
 
 from mmcot import MMCoTProcessor
-from mmcot.training import benchmark_growth, benchmark_inputs, benchmark_processes, benchmark_train
+from mmcot.training.benchmark import growth, inputs, processes, train
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def words():
-    return benchmark_inputs.make_tokenizer(words=500)
+    return inputs.make_tokenizer(words=500)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def small_vocabulary(words):
     """A tokenizer of T5's size takes longer to make than all that is measured here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmark_growth, "make_tokenizer", lambda: words)
-        patch.setattr(benchmark_train, "make_tokenizer", lambda: words)
+        patch.setattr(growth, "make_tokenizer", lambda: words)
+        patch.setattr(train, "make_tokenizer", lambda: words)
         yield
 
 
@@ -32,24 +32,24 @@ def small_vocabulary(words):
 def costs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("growth")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmark_growth, "PREPARED_AT_MOST", 500)
-        return benchmark_growth.record_costs(folder, [500, 20 * 500], batches=3, tokens_per_batch=2000)
+        patch.setattr(growth, "PREPARED_AT_MOST", 500)
+        return growth.record_costs(folder, [500, 20 * 500], batches=3, tokens_per_batch=2000)
 
 
 def test_samples_are_those_of_stage_dataset(words, tmp_path):
     from datasets import Dataset
 
-    from mmcot.training.sources import load_problems
-    from mmcot.training.stage_data import stage_dataset
+    from mmcot.training.data.problems import load_problems
+    from mmcot.training.stages.samples import stage_dataset
 
     problems = load_problems("embedded:n=4", "train")
     prepared = stage_dataset(problems, MMCoTProcessor(None, words[0]), "rationale")
-    benchmark_growth.write_samples(tmp_path / "samples.arrow", 2500)
+    growth.write_samples(tmp_path / "samples.arrow", 2500)
     samples = Dataset.from_file(str(tmp_path / "samples.arrow"))
     assert samples.features == prepared.features
     assert samples.data.schema.remove_metadata() == prepared.data.schema.remove_metadata()
     assert samples["id"][:] == [str(number) for number in range(2500)]
-    drawn = benchmark_inputs.draw_lengths(2500)
+    drawn = inputs.draw_lengths(2500)
     for number in (0, 999, 1000, 2499):
         row = samples[number]
         assert len(row["input_ids"]) == row["length"] == drawn[number].source
@@ -80,17 +80,17 @@ def test_small_sets_are_also_prepared_from_their_files(costs):
 
 
 def test_set_that_the_disk_has_no_room_for_is_left_out(tmp_path):
-    assert benchmark_growth.record_costs(tmp_path, [10**15])[0] == {
+    assert growth.record_costs(tmp_path, [10**15])[0] == {
         "samples": 10**15,
         "left_out": "the disk has no room for it",
     }
 
 
 def test_two_processes_train_on_the_samples_of_one(monkeypatch):
-    if (reason := benchmark_processes.why_not(CPU)) is not None:
+    if (reason := processes.why_not(CPU)) is not None:
         pytest.skip(reason)
-    monkeypatch.setattr(benchmark_processes, "AIM", 0)  # no third run to explain the ratio
-    found = benchmark_processes.process_scaling("tiny", CPU, steps=2, repeats=1, tokens_per_batch=500)
+    monkeypatch.setattr(processes, "AIM", 0)  # no third run to explain the ratio
+    found = processes.process_scaling("tiny", CPU, steps=2, repeats=1, tokens_per_batch=500)
     assert "failed" not in found
     assert sum(found["one"]["samples"]) == sum(found["two"]["samples"]) == found["samples"]
     assert len(found["one"]["samples"]) == 1 and len(found["two"]["samples"]) == 2
@@ -98,20 +98,20 @@ def test_two_processes_train_on_the_samples_of_one(monkeypatch):
     assert found["ratio"] == {name: pytest.approx(rates[1] / rates[0]) for name in ("median", "min", "max")}
     assert found["without_exchange_ratio"] is None
     assert 0 < found["all_reduce_share"]["median"] < 1 and found["one"]["busy_share"]["median"] > 0
-    model = benchmark_inputs.make_model("tiny")
+    model = inputs.make_model("tiny")
     assert found["gradient_bytes"] == 4 * sum(weight.numel() for weight in model.parameters())
 
 
 def test_failure_of_a_process_is_told(tmp_path):
     with pytest.raises(RuntimeError, match="FileNotFoundError"):
-        benchmark_processes._train_together(tmp_path, "tiny", [[[0]]])
+        processes._train_together(tmp_path, "tiny", [[[0]]])
 
 
 def test_what_cannot_be_measured_says_why(monkeypatch):
-    assert "CPU" in benchmark_processes.process_scaling("tiny", torch.device("cuda"))["left_out"]
-    monkeypatch.setattr(benchmark_growth.importlib.util, "find_spec", lambda name: None)
+    assert "CPU" in processes.process_scaling("tiny", torch.device("cuda"))["left_out"]
+    monkeypatch.setattr(growth.importlib.util, "find_spec", lambda name: None)
     options = argparse.Namespace(record_sizes=[10], growth_batches=1, growth_steps=1, repeats=1)
-    found = benchmark_growth.benchmark_growth("tiny", torch.device("cuda"), options)
+    found = growth.benchmark_growth("tiny", torch.device("cuda"), options)
     assert "datasets" in found["records"]["left_out"] and "left_out" in found["processes"]
     json.dumps(found)
 
@@ -119,6 +119,6 @@ def test_what_cannot_be_measured_says_why(monkeypatch):
 def test_module_needs_neither_datasets_nor_evaluate():
     code = (
         "import sys; sys.modules['datasets'] = sys.modules['evaluate'] = None\n"
-        "from mmcot.training import benchmark_growth\n"
+        "from mmcot.training.benchmark import growth\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -80,7 +80,7 @@ def test_predictions_go_on_where_they_were_cut(two_stage_repository, tmp_path):
 
 def test_app_asks_the_pipeline(two_stage_repository):
     from mmcot.training.app import ask
-    from mmcot.training.predict import load_pipeline
+    from mmcot.training.inference.predict import load_pipeline
 
     pipeline = load_pipeline(two_stage_repository, device="cpu")
     picture = Image.new("RGB", (64, 64), "red")

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmcot.training.embedded import generate_problems, write_scienceqa
-from mmcot.training.embedded_pictures import COLORS
-from mmcot.training.embedded_skills import SKILLS, Skill
+from mmcot.training.data.embedded.generate import generate_problems, write_scienceqa
+from mmcot.training.data.embedded.pictures import COLORS
+from mmcot.training.data.embedded.skills import SKILLS, Skill
 
 KEYS = {
     "id", "question", "choices", "answer", "context", "caption", "images", "lecture", "solution", "subject", "grade",

@@ -10,7 +10,7 @@ import datasets
 import pytest
 from PIL import Image
 
-from mmcot.training.sources import load_problems
+from mmcot.training.data.problems import load_problems
 
 COLUMNS = ["id", "question", "choices", "answer", "context", "caption", "images", "has_image", "lecture", "solution"]
 COLUMNS += ["subject", "grade", "topic", "category", "skill", "split"]
@@ -271,7 +271,7 @@ def test_embedded_options_are_checked(source, message):
 
 
 def test_importing_the_module_is_cheap():
-    code = "import sys, mmcot.training.sources; assert not {'torch', 'datasets', 'pyarrow'} & set(sys.modules)"
+    code = "import sys, mmcot.training.data.problems; assert not {'torch', 'datasets', 'pyarrow'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from mmcot.training.evaluate import add_arguments, run
-from mmcot.training.evaluation import (
+from mmcot.training.commands.evaluate_predictions import add_arguments, run
+from mmcot.training.evaluation.results import (
     compare,
     evaluate_predictions,
     format_comparison,
@@ -321,7 +321,7 @@ def test_compare_on_real_predictions(shared_dir):
 
 def test_the_command_imports_nothing_heavy():
     code = (
-        "import sys, mmcot.training.evaluate, mmcot.training.evaluation; "
+        "import sys, mmcot.training.commands.evaluate_predictions, mmcot.training.evaluation.results; "
         "print([m for m in ('torch', 'transformers', 'datasets', 'evaluate', 'nltk', 'numpy') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

@@ -5,8 +5,8 @@ import json
 import evaluate
 import pytest
 
-from mmcot.training.metrics import METRICS, metric_path
-from mmcot.training.scores import accuracy_table, rationale_scores
+from mmcot.training.evaluation.metrics import METRICS, metric_path
+from mmcot.training.evaluation.scores import accuracy_table, rationale_scores
 
 
 def test_accuracy_module():
@@ -72,7 +72,7 @@ def test_embeddings_are_pooled_one_by_one_the_same(sentence_model, flag):
     import torch
     from transformers import AutoTokenizer, BertModel
 
-    from mmcot.training.similarity import embed, similarities
+    from mmcot.training.evaluation.similarity import embed, similarities
 
     (sentence_model / "1_Pooling" / "config.json").write_text(
         json.dumps({f"pooling_mode_{name}": name == flag for name in ("mean_tokens", "cls_token", "max_tokens")})
@@ -92,7 +92,7 @@ def test_embeddings_are_pooled_one_by_one_the_same(sentence_model, flag):
 
 
 def test_a_model_of_another_make_is_refused(sentence_model, tmp_path):
-    from mmcot.training.similarity import embed
+    from mmcot.training.evaluation.similarity import embed
 
     (tmp_path / "modules.json").write_text(json.dumps([{"path": "2_Dense", "type": "sentence_transformers.Dense"}]))
     with pytest.raises(ValueError, match="Dense"):

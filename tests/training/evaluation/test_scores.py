@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from mmcot.training.scores import (
+from mmcot.training.evaluation.scores import (
     accuracy_table,
     bleu,
     column_members,

@@ -12,8 +12,8 @@ import torch
 from feature_helpers import in_child, picture_file, resident
 from PIL import Image
 
-from mmcot.training.feature_cache import FeatureCache, image_key, problem_keys
-from mmcot.training.feature_shards import FeatureWriter, write_index
+from mmcot.training.features.cache import FeatureCache, image_key, problem_keys
+from mmcot.training.features.shards import FeatureWriter, write_index
 
 INFO = {"backbone": "test", "keys": "image content"}
 

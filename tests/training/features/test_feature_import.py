@@ -9,8 +9,8 @@ import pytest
 import torch
 from feature_helpers import in_child, released, resident
 
-from mmcot.training.feature_cache import problem_keys
-from mmcot.training.features import import_original
+from mmcot.training.features.cache import problem_keys
+from mmcot.training.features.extract import import_original
 
 
 @pytest.mark.parametrize(

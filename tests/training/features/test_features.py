@@ -16,10 +16,11 @@ from PIL import Image
 from transformers import DetrConfig, TimmWrapperConfig
 
 from mmcot.processing.images_mmcot import image_processor_for
-from mmcot.training import features as features_command
-from mmcot.training.feature_cache import FeatureCache, image_key, problem_keys
-from mmcot.training.feature_shards import FeatureWriter
-from mmcot.training.features import extract_features
+from mmcot.training.commands import features as features_command
+from mmcot.training.features import extract
+from mmcot.training.features.cache import FeatureCache, image_key, problem_keys
+from mmcot.training.features.extract import extract_features
+from mmcot.training.features.shards import FeatureWriter
 from mmcot.vision_mmcot import build_vision
 
 
@@ -184,7 +185,7 @@ def test_unreadable_and_missing_pictures_are_named(pictures, tmp_path):
 
 def test_pending_pixels_are_bounded(pictures, tmp_path, monkeypatch):
     whole = small(pictures, tmp_path / "whole")
-    monkeypatch.setattr(features_command, "MAX_PENDING_BYTES", 0)
+    monkeypatch.setattr(extract, "MAX_PENDING_BYTES", 0)
     assert_same(whole, small(pictures, tmp_path / "bounded", batch_size=8))
 
 
@@ -222,5 +223,7 @@ def test_command_says_what_is_missing(tmp_path, monkeypatch):
 
 
 def test_importing_the_command_is_cheap():
-    code = "import sys, mmcot.training.features; assert not {'torch', 'numpy', 'transformers'} & set(sys.modules)"
+    code = (
+        "import sys, mmcot.training.features.extract; assert not {'torch', 'numpy', 'transformers'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

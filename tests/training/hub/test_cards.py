@@ -5,7 +5,7 @@ import re
 import pytest
 from huggingface_hub import ModelCard
 
-from mmcot.training.cards import NOT_MEASURED, REPOSITORY, REVISION, config_facts, model_card
+from mmcot.training.hub.cards import NOT_MEASURED, REPOSITORY, REVISION, config_facts, model_card
 
 RESULTS = {
     "accuracy": {"NAT": 71.234567, "IMG": 68.0, "Avg": 73.4567},

@@ -11,9 +11,9 @@ import pytest
 from huggingface_hub import HfApi, ModelCard
 from safetensors.numpy import save_file
 
-from mmcot.training import push as push_module
-from mmcot.training.cards import config_facts, model_card
-from mmcot.training.push import check_repository, push
+from mmcot.training.commands import push as push_command
+from mmcot.training.hub.cards import config_facts, model_card
+from mmcot.training.hub.push import check_repository, push
 
 CONFIG = {
     "model_type": "mmcot",
@@ -243,8 +243,8 @@ def test_refusals_of_the_hub_are_one_clear_line(hub, folder):
 
 def test_command(hub, folder, capsys):
     parser = argparse.ArgumentParser()
-    push_module.add_arguments(parser)
-    assert push_module.run(parser.parse_args([str(folder), "tester/tiny", "--private", "--revision", "main"])) == 0
+    push_command.add_arguments(parser)
+    assert push_command.run(parser.parse_args([str(folder), "tester/tiny", "--private", "--revision", "main"])) == 0
     shown = capsys.readouterr().out
     commit = HfApi().model_info("tester/tiny").sha
     assert shown.startswith(f"{hub.url}/tester/tiny/tree/{commit}\n") and HfApi().model_info("tester/tiny").private

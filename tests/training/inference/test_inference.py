@@ -6,8 +6,8 @@ from two_stage_models import make_stage
 
 from mmcot import MMCoTModel, MMCoTProcessor
 from mmcot.processing import image_processor_for
-from mmcot.training.embedded import generate_problems
-from mmcot.training.inference import _groups, _Question, answer_questions
+from mmcot.training.data.embedded.generate import generate_problems
+from mmcot.training.inference.engine import _groups, _Question, answer_questions
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +38,9 @@ def test_answers_equal_one_by_one(processor, slots, encoder_tokens):
 def test_predictions_are_the_pipelines(processor, tmp_path):
     """`mmcot predict` doesn't wait for the longest rationale of a batch, and writes what the pipeline gives."""
     from mmcot import MMCoTPipeline
+    from mmcot.training.data.problems import load_problems
     from mmcot.training.files import read_jsonl
-    from mmcot.training.predict import predict
-    from mmcot.training.sources import load_problems
+    from mmcot.training.inference.predict import predict
 
     model = MMCoTModel.from_stages(make_stage(processor, 0), make_stage(processor, 1), processor)
     problems = load_problems("embedded:n=4,val=2,test=5", "test")

@@ -16,15 +16,15 @@ from hub_server import HubServer
 
 from mmcot import MMCoTConfig, MMCoTForConditionalGeneration
 from mmcot.processing import build_prompt
-from mmcot.training.embedded import write_scienceqa
-from mmcot.training.published import (
+from mmcot.training.data.embedded.generate import write_scienceqa
+from mmcot.training.evaluation.scores import COLUMNS
+from mmcot.training.paper.published import (
     PUBLISHED,
     TEST_QUESTIONS,
     compare_with_published,
     expected_interval,
     format_comparison_with_published,
 )
-from mmcot.training.scores import COLUMNS
 
 SHAPES = {"v1": (100, 256), "v5": (145, 1024)}  # patches and width of the released features
 T5 = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 2}
@@ -333,7 +333,7 @@ def test_published_table_is_consistent():
 
 
 def test_measured_counts_are_those_of_the_released_index(shared_dir):
-    from mmcot.training.scores import accuracy_table
+    from mmcot.training.evaluation.scores import accuracy_table
 
     problems = list(json.loads((shared_dir / "data/scienceqa_test/index.json").read_text()).values())
     counts = accuracy_table(problems, [True] * len(problems))["n"]

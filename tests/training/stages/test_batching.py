@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from accelerate.data_loader import BatchSamplerShard
 
-from mmcot.training.batching import LengthBatchSampler, padded_share
+from mmcot.training.stages.batches import LengthBatchSampler, padded_share
 
 
 @pytest.fixture

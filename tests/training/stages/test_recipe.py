@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmcot.training.recipe import RECIPES, load_recipe
+from mmcot.training.stages.recipe import RECIPES, load_recipe
 
 
 def write(tmp_path, text, name="mine"):

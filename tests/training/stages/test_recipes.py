@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from mmcot.training.recipe import RECIPES, Recipe, load_recipe
+from mmcot.training.stages.recipe import RECIPES, Recipe, load_recipe
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 ACCELERATE = sorted((RECIPES.parent / "accelerate").glob("*.yaml"))
@@ -122,8 +122,8 @@ def test_backbone_ablation_runs_on_cached_features(name, tmp_path):
 
     from mmcot import MMCoTModel
     from mmcot.processing import image_processor_for
-    from mmcot.training.features import extract_features
-    from mmcot.training.sources import load_problems
+    from mmcot.training.data.problems import load_problems
+    from mmcot.training.features.extract import extract_features
 
     problems = load_problems("embedded:n=8", image_rule="original")
     torch.manual_seed(0)
@@ -141,7 +141,7 @@ def test_backbone_ablation_runs_on_cached_features(name, tmp_path):
 def test_loss_on_padding_is_of_the_originals_length(tiny_tokenizer, tmp_path):
     """Its code pads every target to the full length with token 0, and takes the loss on all of it."""
     from mmcot import MMCoTConfig, MMCoTForConditionalGeneration, MMCoTProcessor
-    from mmcot.training.stage_data import StageCollator
+    from mmcot.training.stages.samples import StageCollator
 
     torch.manual_seed(0)
     config = MMCoTConfig(vocab_size=len(tiny_tokenizer), loss_on_padding=True, **T5)

@@ -6,8 +6,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from mmcot.processing import build_prompt
-from mmcot.training.embedded import generate_problems
-from mmcot.training.tokenizer import train_tokenizer
+from mmcot.training.data.embedded.generate import generate_problems
+from mmcot.training.stages.tokenizer import train_tokenizer
 
 
 def prompts(seed):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from mmcot.training.cli import main
 from mmcot.training.files import read_jsonl
-from mmcot.training.recipe import load_recipe
+from mmcot.training.stages.recipe import load_recipe
 from mmcot.training.train import run_recipe
 
 TINY = [
@@ -67,7 +67,7 @@ def test_repository_answers_as_the_run_did(run):
     Compared where the network wrote its rationale in the tokenizer's own segmentation: only the run went through text.
     """
     from mmcot import MMCoTModel, MMCoTProcessor
-    from mmcot.training.sources import load_problems
+    from mmcot.training.data.problems import load_problems
 
     folder, _ = run
     problems = list(load_problems("embedded:n=48,val=8,test=12", "test"))
@@ -108,7 +108,7 @@ def test_resumed_equals_uninterrupted(run, tmp_path):
     """Cut off after half of the steps, with dropout on, the run ends with the same weights."""
     from transformers import TrainerCallback
 
-    from mmcot.training import stages
+    from mmcot.training.stages import fit
 
     class Stop(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
@@ -120,17 +120,17 @@ def test_resumed_equals_uninterrupted(run, tmp_path):
     settings += ["stages=rationale", "save_total_limit=5"]
     whole = tmp_path / "whole"
     run_recipe(recipe(whole, *settings))
-    original = stages.train_stage
+    original = fit.train_stage
 
     def interrupted(*args, **kwargs):
         return original(*args, **kwargs, callbacks=[Stop()])
 
-    stages.train_stage = interrupted
+    fit.train_stage = interrupted
     try:
         with pytest.raises(KeyboardInterrupt):
             run_recipe(recipe(folder, *settings))
     finally:
-        stages.train_stage = original
+        fit.train_stage = original
     assert not (folder / "rationale" / "model.safetensors").exists()
     run_recipe(recipe(folder, *settings))
     for name, weight in weights(whole / "rationale").items():

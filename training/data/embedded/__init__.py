@@ -1,0 +1,1 @@
+"""Generated science questions with drawn pictures, from a seed."""

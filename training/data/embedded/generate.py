@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 
-from .embedded_skills import SKILLS, Skill
+from mmcot.training.data.embedded.skills import SKILLS, Skill
 
 DEFAULT_SIZES = {"train": 600, "val": 200, "test": 200}
 

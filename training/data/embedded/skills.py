@@ -13,8 +13,8 @@ from random import Random
 
 from PIL import Image
 
-from . import embedded_pictures as pictures
-from .embedded_texts import (
+from mmcot.training.data.embedded import pictures
+from mmcot.training.data.embedded.texts import (
     BASIC_COLORS,
     Asked,
     ask_capital,

@@ -3,8 +3,8 @@
 import datasets
 import evaluate
 
-from mmcot.training.scores import rationale_scores
-from mmcot.training.similarity import similarities
+from mmcot.training.evaluation.scores import rationale_scores
+from mmcot.training.evaluation.similarity import similarities
 
 _DESCRIPTION = """
 Scores in % of written rationales against reference texts: `rougeL` (rouge_score, with stemming), `rougeL_original`

@@ -1,0 +1,70 @@
+"""Time training, inference, image features and the data path against the published project's way.
+
+  mmcot benchmark train --shape small --json train.json
+  mmcot benchmark all --device cuda --json gpu.json
+  mmcot benchmark --write-readme README.md --from gpu.json cpu.json
+
+Arms take turns in one process, so that a busy machine slows both; ratios are pair by pair. Networks have random
+weights; questions are as long as ScienceQA's. Without --shape: small on a CPU, base and large on a GPU.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from mmcot.training.benchmark.run import PARTS, benchmark
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    def number(name: str, default, text: str) -> None:
+        parser.add_argument(name, type=int, default=default, metavar="N", help=text)
+
+    parser.add_argument("part", nargs="?", choices=(*PARTS, "all"), help="what to time")
+    parser.add_argument(
+        "--shape",
+        choices=("tiny", "small", "base", "large"),
+        nargs="+",
+        help="T5's (default small, or base and large)",
+    )
+    parser.add_argument(
+        "--features", choices=("vit", "detr", "clip", "resnet"), default="vit", help="train, generate: of pictures"
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    parser.add_argument("--json", metavar="OUT", help="write the figures here")
+    number("--threads", None, "threads on a CPU (default: PyTorch's)")
+    number("--repeats", 3, "pairs of runs (default 3)")
+    number("--seconds", None, "repeat no more after this time (default on a GPU: 420)")
+    number("--batch-size", None, "train: the recipe's batch (default 4 on a CPU, 8 on a GPU)")
+    parser.add_argument("--tokens-per-batch", type=int, nargs="+", metavar="N", help="train: larger batches to try")
+    number("--samples", None, "train: samples in one of our runs (default 48, or 1,024 on a GPU)")
+    number("--original-steps", None, "train: steps in one run of the original (default 1, or 5)")
+    number("--loss-steps", 3, "train: steps of the comparison of losses; 0: none")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="train: also compiled (default: GPU)")
+    number("--questions", None, "generate: questions in one of our runs (default 256, or 4,241)")
+    number("--original-questions", 8, "generate: questions in one run of the original (default 8)")
+    number("--max-new-tokens", None, "generate: limit of a rationale (default 32, or 512)")
+    number("--slots", None, "generate: rows written at a time (default 64, or 512)")
+    number("--pictures", None, "train, generate: different pictures (default 64, or 1,024)")
+    number("--feature-pictures", None, "features: pictures (default 128, or 6,144)")
+    number("--feature-batch", None, "features: batch of the backbone (default 8, or 128)")
+    number("--cached-pictures", 11208, "data: pictures in the cache")
+    number("--problems", 12726, "data: problems of the run that is started")
+    parser.add_argument("--write-readme", metavar="FILE", help="write the speed table between the file's markers")
+    parser.add_argument("--from", dest="results", nargs="+", metavar="JSON", help="results for --write-readme")
+
+
+def run(args) -> int:
+    if args.write_readme:
+        from mmcot.training.benchmark.table import write_table
+
+        if not args.results:
+            raise ValueError("--write-readme needs --from RESULTS.json …")
+        write_table(args.write_readme, [json.loads(Path(path).read_text()) for path in args.results])
+        return 0
+    if args.part is None:
+        raise ValueError(f"what to time? One of {', '.join((*PARTS, 'all'))}")
+    from mmcot.training.benchmark.table import describe
+
+    result = benchmark(args)
+    print(describe(result))
+    return 0

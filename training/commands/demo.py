@@ -1,0 +1,28 @@
+"""See Multimodal-CoT work from nothing on a laptop: made questions with drawn pictures, networks from scratch.
+
+Three models learn the same questions (four skills of the embedded data, over all three subjects): (a) one stage with
+pictures, which answers at once; (b) two stages without pictures; (c) two stages with pictures, the paper's method. All
+start from one small text network, as the paper's start from one T5. Then (c) is asked with its pictures blanked. The
+folder holds runs/, hub/ (the repository of (c)), results.json, report.png. Started again, it goes on where it stopped.
+"""
+
+from pathlib import Path
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("--output", default="mmcot-demo", metavar="DIR", help="folder to fill (default: mmcot-demo)")
+    parser.add_argument(
+        "--quick", action="store_true", help="all of it in under 90 s, at whatever accuracy that gives"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the networks' weights")
+    parser.add_argument("--write-readme", metavar="FILE", help="only put a finished demo's table into this README")
+
+
+def run(args) -> int:
+    from mmcot.training.demo import demo, write_readme
+
+    if args.write_readme:
+        write_readme(args.write_readme, Path(args.output) / "results.json")
+        return 0
+    demo(args.output, quick=args.quick, seed=args.seed)
+    return 0

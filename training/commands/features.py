@@ -1,0 +1,77 @@
+"""Image features of a frozen backbone, computed once: `mmcot features`.
+
+`extract_features` runs a backbone over the pictures of any problem source, or of a folder, into a `FeatureCache`.
+`import_original` puts the original project's released feature files into the same kind of cache.
+
+    mmcot features data/scienceqa --backbone detr --output features/detr
+    accelerate launch -m mmcot.training.cli features data/scienceqa --backbone vit --output features/vit
+    mmcot features --import-original vit.pth --name-map name_map.json --output features/vit
+"""
+
+import argparse
+from pathlib import Path
+
+from mmcot.training.features.extract import DTYPES, extract_features, image_files
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", nargs="?", help="problem source, or a folder of images")
+    parser.add_argument("--backbone", help="detr, vit, clip, resnet, or the folder of an image model")
+    parser.add_argument("--output", required=True, metavar="DIR", help="the cache's folder; filled up if it exists")
+    parser.add_argument("--split", help="only this split of the source")
+    parser.add_argument(
+        "--image-rule", choices=("all", "original"), default="all", help="which pictures of a question"
+    )
+    parser.add_argument("--vision-feature", choices=("last_hidden_state", "pooler_output"), help="output to keep")
+    parser.add_argument("--batch-size", type=int, default=32, help="pictures a step (default: 32)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float16", help="to store in (default: float16)")
+    parser.add_argument("--device", help="cpu, cuda, …; a GPU if there is one")
+    parser.add_argument("--num-workers", type=int, help="processes that decode pictures")
+    parser.add_argument("--import-original", metavar="FILE", help="detr.npy, clip.npy, resnet.npy or vit.pth")
+    parser.add_argument("--name-map", metavar="FILE", help="name_map.json, which comes with the released features")
+    parser.add_argument("--checkpoint", metavar="DIR", help="refuse features that this checkpoint can't take")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.import_original:
+        if not args.name_map:
+            raise ValueError("--import-original needs --name-map, the name_map.json that comes with the features")
+        if args.source:
+            raise ValueError("--import-original takes no SOURCE: the released features come without their pictures")
+        from mmcot.training.features.original import import_original
+
+        cache = import_original(
+            args.import_original,
+            args.name_map,
+            args.output,
+            backbone=args.backbone,
+            checkpoint=args.checkpoint,
+            dtype=args.dtype,
+        )
+    else:
+        if not args.source or not args.backbone:
+            raise ValueError("name a SOURCE and a --backbone, or --import-original FILE --name-map FILE")
+        if args.checkpoint:
+            raise ValueError("--checkpoint goes with --import-original")
+        source = Path(args.source)
+        data = ("*.jsonl", "*.parquet", "problems.json")
+        if source.is_dir() and not any(next(source.rglob(name), None) for name in data):
+            problems = image_files(source)
+        else:
+            from mmcot.training.data.problems import load_problems
+
+            problems = load_problems(args.source, args.split, image_rule=args.image_rule, require_answer=False)
+        cache = extract_features(
+            problems,
+            args.backbone,
+            args.output,
+            vision_feature=args.vision_feature,
+            batch_size=args.batch_size,
+            dtype=args.dtype,
+            device=args.device,
+            num_workers=args.num_workers,
+        )
+    print(
+        f"{cache.path}: features of {len(cache):,} pictures, width {cache.image_feature_size}, {cache.info['dtype']}"
+    )
+    return 0
