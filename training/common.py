@@ -1,4 +1,7 @@
-"""Files that are whole or not there, and steps that are done or not."""
+"""What every room needs: errors that a user can mend, files that are whole or not there, JSON Lines.
+
+Also, until `stages` has them: steps that are done or not.
+"""
 
 import json
 import os
@@ -9,6 +12,23 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
+
+
+class UserError(ValueError):
+    """Something that the user can mend: the message is one line with the file or record, what is wrong, what to do.
+
+    A command prints the message and exits with 2; every other exception is a fault of ours and shows its traceback.
+    `processing` and `modeling_mmcot`, which can't import this, mark their own errors with the same attribute.
+    """
+
+    user_error = True
+
+
+class MissingFileError(UserError, FileNotFoundError):
+    """A file, folder or repository that the user named isn't there."""
+
+    def __str__(self) -> str:  # OSError's would show its arguments as a tuple
+        return str(self.args[0]) if self.args else ""
 
 
 @contextmanager

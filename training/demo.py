@@ -29,9 +29,9 @@ def demo(output: str | Path = "mmcot-demo", quick: bool = False, seed: int = 0) 
         quick: hardly any training, to see everything run.
         seed: of the networks' weights; the questions are always the same.
     """
+    from mmcot.training.common import write_json
     from mmcot.training.data.problems import load_problems
     from mmcot.training.evaluation.results import format_table
-    from mmcot.training.files import write_json
     from mmcot.training.stages.recipe import load_recipe
     from mmcot.training.train import run_recipe
 
@@ -121,8 +121,8 @@ def _copy_repository(source: Path, target: Path) -> Path:
 
 
 def _without_pictures(hub: Path, problems, folder: Path) -> dict:
+    from mmcot.training.common import read_jsonl
     from mmcot.training.evaluation.results import evaluate_predictions
-    from mmcot.training.files import read_jsonl
     from mmcot.training.inference.predict import predict
 
     path = folder / "runs" / "predictions_blank.jsonl"
@@ -141,7 +141,7 @@ def _chance(problems) -> float:
 def _exact(run_folder: Path, problems) -> dict[str, float]:
     """Share of the rationales in % that equal the target word for word: all, and of questions with a picture."""
     from mmcot.processing import build_prompt
-    from mmcot.training.files import read_jsonl
+    from mmcot.training.common import read_jsonl
 
     written = {r["id"]: r["rationale"] for r in read_jsonl(run_folder / "rationale" / "predictions_test.jsonl")}
     right = [build_prompt(problem, "QCM-E")[1] == written[problem["id"]] for problem in problems]
@@ -233,8 +233,8 @@ def write_readme(readme: str | Path, results: str | Path) -> None:
     Raises:
         FileNotFoundError, ValueError: no results, those of `--quick`, or no markers.
     """
+    from mmcot.training.common import write_between_markers
     from mmcot.training.evaluation.results import format_table
-    from mmcot.training.files import write_between_markers
 
     if not Path(results).is_file():
         raise FileNotFoundError(f"there is no {results}: run the demo first")

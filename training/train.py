@@ -118,7 +118,7 @@ class Run:
     def finished_rationale_stage(self):
         """The rationale stage that an earlier run left in the folder."""
         from mmcot import MMCoTForConditionalGeneration
-        from mmcot.training.files import MANIFEST
+        from mmcot.training.common import MANIFEST
 
         if not (self.folder / "rationale" / MANIFEST).exists():
             raise FileNotFoundError(f"there is no {self.folder / 'rationale'}: train the rationale stage first")
@@ -126,7 +126,7 @@ class Run:
 
     def rationales(self, split: str) -> dict[str, str]:
         """id → rationale that the rationale stage wrote for a split."""
-        from mmcot.training.files import read_jsonl
+        from mmcot.training.common import read_jsonl
 
         written = self.folder / "rationale" / f"predictions_{split}.jsonl"
         if not written.exists():
@@ -198,8 +198,8 @@ def run_recipe(recipe: Recipe) -> dict[str, dict[str, Any]]:
 
 def score(run: Run, split: str, answers: Path, rationales: dict[str, str] | None) -> dict[str, Any]:
     """Scores of a split's predictions, also written to `results_<split>.json`."""
+    from mmcot.training.common import read_jsonl, write_json
     from mmcot.training.evaluation.results import evaluate_predictions
-    from mmcot.training.files import read_jsonl, write_json
 
     predictions = {record["id"]: dict(record) for record in read_jsonl(answers)}
     for id_, rationale in (rationales or {}).items():

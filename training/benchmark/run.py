@@ -18,7 +18,7 @@ def benchmark(args) -> dict:
     from mmcot.training.benchmark.generate import benchmark_generation
     from mmcot.training.benchmark.growth import benchmark_growth
     from mmcot.training.benchmark.train import benchmark_training
-    from mmcot.training.files import write_json
+    from mmcot.training.common import write_json
 
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: PyTorch sees no GPU here")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mmcot.training.files import write_between_markers
+from mmcot.training.common import write_between_markers
 
 
 def describe(result: dict) -> str:

@@ -62,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score or compare, print the table, write the JSON file."""
+    from mmcot.training.common import write_json
     from mmcot.training.evaluation.results import (
         compare,
         evaluate_predictions,
@@ -71,7 +72,6 @@ def run(args: argparse.Namespace) -> int:
         read_predictions,
         read_problems,
     )
-    from mmcot.training.files import write_json
 
     problems, splits = read_problems(args.problems, args.split)
     if args.compare:

@@ -61,7 +61,7 @@ class Found:
             return self.path
         if self.repo_id:
             return _download(self) / self.inside
-        from mmcot.training.files import written_whole
+        from mmcot.training.common import written_whole
 
         target = Path(folder) / PurePosixPath(self.place).name
         if not target.exists():

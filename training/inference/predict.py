@@ -43,7 +43,7 @@ def predict(
     """
     from tqdm import tqdm
 
-    from mmcot.training.files import drop_cut_line, read_jsonl, written_whole
+    from mmcot.training.common import drop_cut_line, read_jsonl, written_whole
 
     output = Path(output)
     if output.exists():

@@ -11,7 +11,7 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from mmcot.training.files import mark_step, read_jsonl, step_is_done, write_json
+from mmcot.training.common import mark_step, read_jsonl, step_is_done, write_json
 from mmcot.training.hub.downloads import Found, find
 from mmcot.training.paper.published import compare_with_published
 from mmcot.training.stages.recipe import STAGES, load_recipe

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mmcot.training.files import drop_cut_line, mark_step, read_jsonl, step_is_done, written_whole
+from mmcot.training.common import drop_cut_line, mark_step, read_jsonl, step_is_done, written_whole
 from mmcot.training.stages.recipe import TRAINING_DEFAULTS, Recipe
 
 

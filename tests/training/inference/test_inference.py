@@ -38,8 +38,8 @@ def test_answers_equal_one_by_one(processor, slots, encoder_tokens):
 def test_predictions_are_the_pipelines(processor, tmp_path):
     """`mmcot predict` doesn't wait for the longest rationale of a batch, and writes what the pipeline gives."""
     from mmcot import MMCoTPipeline
+    from mmcot.training.common import read_jsonl
     from mmcot.training.data.problems import load_problems
-    from mmcot.training.files import read_jsonl
     from mmcot.training.inference.predict import predict
 
     model = MMCoTModel.from_stages(make_stage(processor, 0), make_stage(processor, 1), processor)

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from mmcot.training.cli import main
-from mmcot.training.files import read_jsonl
+from mmcot.training.common import read_jsonl
 from mmcot.training.stages.recipe import load_recipe
 from mmcot.training.train import run_recipe
 
