@@ -1,17 +1,11 @@
-"""What every room needs: errors that a user can mend, files that are whole or not there, JSON Lines.
-
-Also, until `stages` has them: steps that are done or not.
-"""
+"""What every room needs: errors that a user can mend, files that are whole or not there, JSON Lines."""
 
 import json
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-MANIFEST = "manifest.json"
 
 
 class UserError(ValueError):
@@ -52,9 +46,9 @@ def write_json(path: str | Path, content: Any) -> None:
 
 def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
     """Records of a JSON Lines file; a line cut off at the end (an interrupted write) is left out."""
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:  # as bytes: a write may have been cut inside a character
         for line in file:
-            if not line.endswith("\n"):
+            if not line.endswith(b"\n"):
                 return
             yield json.loads(line)
 
@@ -68,31 +62,6 @@ def drop_cut_line(path: Path) -> None:
     if whole < len(content):
         with open(path, "r+b") as file:
             file.truncate(whole)
-
-
-def step_is_done(folder: str | Path, identity: dict[str, Any]) -> bool:
-    """Whether the step that writes `folder` was finished with the same settings.
-
-    Raises:
-        ValueError: it was finished, or begun, with others.
-    """
-    manifest = Path(folder) / MANIFEST
-    if not manifest.exists():
-        return False
-    found = json.loads(manifest.read_text(encoding="utf-8"))
-    other = [key for key in sorted({*identity, *found["settings"]}) if identity.get(key) != found["settings"].get(key)]
-    if other:
-        changes = ", ".join(f"{key}: {found['settings'].get(key)!r} → {identity.get(key)!r}" for key in other[:3])
-        raise ValueError(f"{folder} holds a run with other settings ({changes}): choose another output_dir")
-    return found["finished"]
-
-
-def mark_step(folder: str | Path, identity: dict[str, Any], finished: bool, **facts: Any) -> None:
-    """Writes the manifest of a step that begins or is finished."""
-    from mmcot import __version__
-
-    content = {"finished": finished, "settings": identity, "mmcot": __version__, "time": time.time(), **facts}
-    write_json(Path(folder) / MANIFEST, content)
 
 
 def write_between_markers(path: str | Path, name: str, text: str) -> None:

@@ -118,7 +118,7 @@ class Run:
     def finished_rationale_stage(self):
         """The rationale stage that an earlier run left in the folder."""
         from mmcot import MMCoTForConditionalGeneration
-        from mmcot.training.common import MANIFEST
+        from mmcot.training.stages.manifest import MANIFEST
 
         if not (self.folder / "rationale" / MANIFEST).exists():
             raise FileNotFoundError(f"there is no {self.folder / 'rationale'}: train the rationale stage first")
@@ -135,7 +135,8 @@ class Run:
 
     def predict(self, model, stage: str, split: str, rationales=None, out: Path | None = None, **kwargs) -> Path:
         """Predictions of a split by a trained stage, in `<stage>/predictions_<split>.jsonl`."""
-        from mmcot.training.stages.fit import predict_stage, training_arguments
+        from mmcot.training.stages.fit import training_arguments
+        from mmcot.training.stages.predict import predict_stage
 
         recipe = self.recipe.for_stage(stage)
         args = training_arguments(recipe, self.folder / stage, has_eval=False)

@@ -11,9 +11,10 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from mmcot.training.common import mark_step, read_jsonl, step_is_done, write_json
+from mmcot.training.common import read_jsonl, write_json
 from mmcot.training.hub.downloads import Found, find
 from mmcot.training.paper.published import compare_with_published
+from mmcot.training.stages.manifest import mark_step, step_is_done
 from mmcot.training.stages.recipe import STAGES, load_recipe
 
 Plan = dict[str, Found | str]  # part -> files that exist, or a text where there is nothing to fetch
@@ -126,7 +127,7 @@ def evaluate_released(name: str, plan: Plan, output: str | Path, *, max_samples=
     """
     from mmcot.training.data.problems import load_problems
     from mmcot.training.evaluation.results import evaluate_predictions
-    from mmcot.training.stages.fit import predict_stage
+    from mmcot.training.stages.predict import predict_stage
     from mmcot.training.stages.samples import stage_dataset
 
     for part, found in plan.items():

@@ -1,0 +1,115 @@
+"""Predictions files: JSON Lines whose first record says how the others came about.
+
+    {"header": {"method": "multimodal-cot", "model": …, "split": "test", "protocol": "generated", …}}
+    {"id": "4", "answer": 1, "rationale": …, "scores": […], "generated": {"rationale": …, "answer": …}}
+
+One writer for every command that predicts: a file cut off is gone on with, by the same model and settings only, and
+appears under its name when it is whole. Several processes write a part each.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmcot.training.common import UserError, drop_cut_line, read_jsonl, written_whole
+
+
+def header(method: str, **facts: Any) -> dict[str, Any]:
+    """The header of a predictions file.
+
+    Args:
+        method: "multimodal-cot", or a method of `mmcot reason`.
+        facts: `model` and `revision` (or `fingerprint`) of what predicted, `source` and `split` of the questions,
+            `protocol` ("generated" or "teacher_forced"), `mode` ("score" or "generate"), `decoding` (options of
+            generation), `images` ("given" or "blank"), `rationale_format` (None in one stage), and what a method adds
+            (`prompt`, `seed`, `tokens`).
+    """
+    from mmcot import __version__
+
+    return json.loads(json.dumps({"method": method, **facts, "mmcot": __version__}))
+
+
+def read_header(path: str | Path) -> dict[str, Any]:
+    """The header of a predictions file; empty for a file that has none."""
+    with open(path, "rb") as file:
+        line = file.readline()
+    try:
+        first = json.loads(line)
+    except ValueError:
+        return {}
+    found = first.get("header") if isinstance(first, Mapping) and "id" not in first else None
+    return dict(found) if isinstance(found, Mapping) else {}
+
+
+class PredictionsWriter:
+    """Writes a predictions file record by record; use it in a `with` block.
+
+    What an earlier, interrupted writer of the same header left is kept: see `done`.
+
+    Args:
+        path: the file; it appears when `finish` has been called. Until then records are in `<path>.partial-records`.
+        header: see `header`; what an interrupted run left is gone on with only if its header is the same.
+        rank, num_processes: this process's number, and how many write a part each.
+
+    Attributes:
+        done: id → record of what is written already by this process.
+
+    Raises:
+        UserError: the interrupted file beside `path` comes from another model or other settings.
+    """
+
+    def __init__(self, path: str | Path, header: Mapping[str, Any], *, rank: int = 0, num_processes: int = 1):
+        self.path, self.header = Path(path), dict(header)
+        self.num_processes = num_processes
+        self.part = self._part(rank)
+        self.part.parent.mkdir(parents=True, exist_ok=True)
+        drop_cut_line(self.part)
+        self.done = self._read(self.part) if self.part.exists() else {}
+        self._file = None
+
+    def _part(self, rank: int) -> Path:
+        suffix = "" if self.num_processes == 1 else f".{rank}of{self.num_processes}"
+        return self.path.with_name(f"{self.path.name}.partial-records{suffix}")
+
+    def _read(self, part: Path) -> dict[str, dict]:
+        records = list(read_jsonl(part))
+        if not records:
+            return {}
+        found = records[0].get("header")
+        if found != self.header:
+            keys = [key for key in {**(found or {}), **self.header} if (found or {}).get(key) != self.header.get(key)]
+            raise UserError(
+                f"{part}: was begun with another {', '.join(keys)}: choose another output, or remove it to start anew"
+            )
+        return {record["id"]: record for record in records[1:]}
+
+    def __enter__(self) -> "PredictionsWriter":
+        empty = not self.part.exists() or self.part.stat().st_size == 0
+        self._file = open(self.part, "a", encoding="utf-8")  # noqa: SIM115 - closed by __exit__
+        if empty:
+            self._write({"header": self.header})
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._file.close()
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        self._file.flush()
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """One prediction: `id`, `answer` (index or None), and what else there is."""
+        self._write(record)
+        self.done[record["id"]] = dict(record)
+
+    def finish(self, ids: Iterable[str]) -> Path:
+        """Joins the parts of all processes (to be called by one, when all are through), in the order of `ids`."""
+        parts = [self._part(rank) for rank in range(self.num_processes)]
+        records = {id_: record for part in parts for id_, record in self._read(part).items()}
+        with written_whole(self.path) as file:
+            for record in ({"header": self.header}, *(records[id_] for id_ in ids)):
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        for part in parts:
+            part.unlink()
+        return self.path
