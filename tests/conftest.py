@@ -15,11 +15,17 @@ from hub_server import hub  # noqa: E402, F401 - a fixture: the local Hub server
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
-    """Folder with real ScienceQA problems and the original project's outputs; tests that need it skip without it."""
+    """Folder with real ScienceQA problems and the predictions; tests that need it skip without it."""
     folder = Path(os.environ.get("MMCOT_SHARED") or Path(__file__).resolve().parents[2] / "shared")
     if not (folder / "data" / "scienceqa" / "problems.json").is_file():
         pytest.skip("the shared real data is not here (set MMCOT_SHARED to its folder)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    """What the original project's code gave: checkpoints with inputs and outputs, prompts (see its README)."""
+    return Path(__file__).parent / "golden"
 
 
 @pytest.fixture(scope="session")

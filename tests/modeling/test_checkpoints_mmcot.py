@@ -236,9 +236,9 @@ def test_conversion_copies_nothing():
 
 
 @pytest.fixture(scope="module", params=["golden_t5relu_detr", "golden_old_flangated_detr"])
-def golden(request, shared_dir):
+def golden(request, golden_dir):
     """A checkpoint of the original with what it computed, by transformers 4.30."""
-    folder = shared_dir / "golden" / request.param
+    folder = golden_dir / request.param
     given, expected = np.load(folder / "inputs.npz"), np.load(folder / "outputs.npz")
     given = {name: torch.from_numpy(given[name]) for name in given}
     inputs = {name: given[name] for name in ("input_ids", "attention_mask")}

@@ -1,5 +1,6 @@
 """Prompts equal the original's byte for byte; answers are parsed as the paper does."""
 
+import gzip
 import json
 import subprocess
 import sys
@@ -19,6 +20,15 @@ PROBLEM = {
     "solution": "Apples are red.",
 }
 HEAD = "Question: Which is red? Context: Look. Options: (A) apple (B) sky"
+
+
+def test_all_texts_are_the_original_s(golden_dir):
+    content = json.loads(gzip.decompress((golden_dir / "prompts_free.json.gz").read_bytes()))
+    for id_, prompt_format, use_caption, rationale, source, target in content["records"]:
+        problem = {"id": id_, **content["problems"][id_]}
+        got = build_prompt(problem, prompt_format, use_caption=use_caption, rationale=rationale)
+        assert got == (source, target), (id_, prompt_format)
+    assert len(content["records"]) == 9504
 
 
 def test_expected_texts_of_real_problems(shared_dir):

@@ -69,11 +69,11 @@ def test_import_refuses_what_does_not_fit(tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
-def test_import_asks_the_original_checkpoints_weights(shared_dir, tmp_path):
+def test_import_asks_the_original_checkpoints_weights(golden_dir, tmp_path):
     path, name_map, _ = released(tmp_path, (2, 4, 48))
     for name in ("golden_t5relu_detr", "golden_old_flangated_detr"):
         with pytest.raises(ValueError, match="48 wide, but .* was trained on features of width 256"):
-            import_original(path, name_map, tmp_path / "cache", checkpoint=shared_dir / "golden" / name)
+            import_original(path, name_map, tmp_path / "cache", checkpoint=golden_dir / name)
 
 
 def test_import_never_unpickles(tmp_path):

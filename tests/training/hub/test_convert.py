@@ -12,10 +12,10 @@ from mmcot.training.cli import main
 
 
 @pytest.fixture(scope="module")
-def golden(shared_dir):
+def golden(golden_dir):
     return {
-        "rationale": shared_dir / "golden" / "golden_t5relu_detr",
-        "answer": shared_dir / "golden" / "golden_old_flangated_detr",
+        "rationale": golden_dir / "golden_t5relu_detr",
+        "answer": golden_dir / "golden_old_flangated_detr",
     }
 
 
