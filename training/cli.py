@@ -1,10 +1,12 @@
-"""The `mmcot` command: each sub-command is a thin shell over a function that a notebook can call."""
+"""The `mmcot` command: each sub-command is a module of `commands/`, a thin shell over a function for notebooks too."""
 
+import argparse
+import difflib
 import importlib
 import os
 import sys
 
-# name: (module with add_arguments(parser) and run(args), one line of help); imported only when the command is called
+# name: (module of commands/ with add_arguments(parser) and run(args), one line of help); imported only when called
 COMMANDS = {
     "demo": ("demo", "see Multimodal-CoT work: make data, train three models, compare, ask (minutes on a laptop)"),
     "train": ("train", "train a recipe: the rationale stage, the answer stage, or both"),
@@ -25,7 +27,7 @@ def _usage() -> str:
     lines = "\n".join(f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items())
     return (
         "usage: mmcot COMMAND …\n\nMultimodal Chain-of-Thought: question and picture in, rationale and answer out."
-        f"\n\ncommands:\n{lines}\n\n`mmcot COMMAND --help` tells more."
+        f"\n\ncommands:\n{lines}\n\n`mmcot COMMAND --help` tells more. To begin: `mmcot demo`."
     )
 
 
@@ -41,15 +43,15 @@ def main(argv: list[str] | None = None) -> int:
         print(__version__)
         return 0
     if argv[0] not in COMMANDS:
-        print(f"mmcot: error: there is no command {argv[0]!r} (mmcot --help lists them)", file=sys.stderr)
+        close = difflib.get_close_matches(argv[0], COMMANDS, n=1)
+        hint = f"did you mean `mmcot {close[0]}`?" if close else "`mmcot --help` lists them"
+        print(f"mmcot: error: there is no command {argv[0]!r}: {hint}", file=sys.stderr)
         return 2
     return run_command(argv[0], argv[1:])
 
 
-def run_command(name: str, argv: list[str]) -> int:
-    """Parses the arguments of one command and runs it; see `main` for the exit status."""
-    import argparse
-
+def command_parser(name: str) -> tuple[argparse.ArgumentParser, object]:
+    """The parser of a command, and its module."""
     module_name, help_text = COMMANDS[name]
     module = importlib.import_module(f"mmcot.training.commands.{module_name}")
     parser = argparse.ArgumentParser(
@@ -58,17 +60,54 @@ def run_command(name: str, argv: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(parser)
+    output = parser.add_argument_group("what is shown")
+    loudness = output.add_mutually_exclusive_group()
+    loudness.add_argument("--quiet", action="store_true", help="only warnings, errors and the result")
+    loudness.add_argument("--verbose", action="store_true", help="also what transformers and the Hub report")
+    output.add_argument(
+        "--traceback", action="store_true", help="where an error came from, in full (or set MMCOT_TRACEBACK=1)"
+    )
+    return parser, module
+
+
+def run_command(name: str, argv: list[str]) -> int:
+    """Parses the arguments of one command and runs it; see `main` for the exit status."""
+    parser, module = command_parser(name)
     args = parser.parse_intermixed_args(argv)  # key=value may stand before and after options
+    set_verbosity(quiet=args.quiet, verbose=args.verbose)
     try:
         return module.run(args) or 0
-    except (ValueError, OSError) as error:
-        if os.environ.get("MMCOT_TRACEBACK"):
-            raise
-        print(f"mmcot {name}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print(f"mmcot {name}: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
+    except Exception as error:
+        expected = getattr(error, "user_error", False) or isinstance(error, ValueError | OSError)
+        if not expected or args.traceback or os.environ.get("MMCOT_TRACEBACK"):
+            raise
+        print(f"mmcot {name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def set_verbosity(quiet: bool = False, verbose: bool = False) -> None:
+    """What the command line shows of the package's and its libraries' log, on stderr.
+
+    Our own lines are shown, the libraries' warnings too; `quiet` leaves warnings, and no progress bars; `verbose` shows
+    all. Set through the variables that transformers, datasets and huggingface_hub read when they are imported.
+    """
+    import logging
+
+    if int(os.environ.get("RANK", "0")) > 0:  # of several processes the first one speaks
+        quiet, verbose = True, False
+    logger = logging.getLogger("mmcot")
+    logger.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.handlers = [handler]  # a second call in one process replaces the first one's
+    if verbose:
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "info")
+    if quiet:
+        os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+        os.environ.update(HF_HUB_DISABLE_PROGRESS_BARS="1", HF_DATASETS_DISABLE_PROGRESS_BARS="1", TQDM_DISABLE="1")
 
 
 if __name__ == "__main__":
