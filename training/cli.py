@@ -91,8 +91,8 @@ def run_command(name: str, argv: list[str]) -> int:
 def set_verbosity(quiet: bool = False, verbose: bool = False) -> None:
     """What the command line shows of the package's and its libraries' log, on stderr.
 
-    Our own lines are shown, the libraries' warnings too; `quiet` leaves warnings, and no progress bars; `verbose` shows
-    all. Set through the variables that transformers, datasets and huggingface_hub read when they are imported.
+    Our own lines are shown, the libraries' warnings too; `quiet` leaves warnings, without progress bars; `verbose`
+    shows all. Set through the variables that transformers, datasets and huggingface_hub read when they are imported.
     """
     import logging
 
