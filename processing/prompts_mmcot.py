@@ -32,7 +32,7 @@ INPUT_FORMATS = {
     "QCLEM": ("Q", "C", "LE", "M"),
 }
 
-_SEGMENTS = {
+SEGMENTS = {
     "Q": "Question: {question}",
     "C": "Context: {context}",
     "M": "Options: {options}",
@@ -122,7 +122,7 @@ def build_prompt(
     answer = _answer(problem) if "{answer}" in template else ""
     if answer is None:
         return source, ""
-    target = template.format(answer=answer, **_fields(problem, use_caption))
+    target = template.format(answer=answer, **prompt_fields(problem, use_caption))
     if target.endswith("BECAUSE:"):
         target = target.replace("BECAUSE:", "")
     # The original cuts its own leading "Answer:" off with a replacement that also hits the texts.
@@ -137,7 +137,7 @@ def source_segments(
     The last one has the kind "closing" ("Answer:" or "Solution:").
     """
     layout, output = split_format(prompt_format)
-    fields = _fields(problem, use_caption)
+    fields = prompt_fields(problem, use_caption)
     closing = "Answer:" if output == "A" else "Solution:"
     segments = []
     for kind in INPUT_FORMATS[layout]:
@@ -149,7 +149,7 @@ def source_segments(
             if fields["answer"] is None:
                 raise ValueError(f"{problem_name(problem)}: the input format {layout} needs an answer, and has none")
         given = kind == "G" and rationale is not None
-        text = _collapse(rationale if given else _SEGMENTS[kind].format(**fields))
+        text = _collapse(rationale if given else SEGMENTS[kind].format(**fields))
         if text:
             segments.append(Segment(kind, text))
     return [*segments, Segment("closing", closing)]
@@ -167,7 +167,7 @@ def parse_answer(text: str | None, num_choices: int) -> int | None:
     return index if index < num_choices else None
 
 
-def _fields(problem: dict[str, Any], use_caption: bool) -> dict[str, str]:
+def prompt_fields(problem: dict[str, Any], use_caption: bool) -> dict[str, str]:
     """What the templates above are filled with, the answer aside: a bad one is an error only where it is used."""
     context = problem.get("context")
     if context is None:

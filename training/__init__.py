@@ -7,6 +7,7 @@ import importlib
 
 _HOME = {
     "FeatureCache": "features.cache",
+    "build_few_shot_prompt": "reasoning.few_shot_prompt",
     "check_repository": "hub.push",
     "convert": "hub.convert",
     "evaluate_predictions": "evaluation.results",
