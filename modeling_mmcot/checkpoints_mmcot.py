@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from transformers import GenerationConfig, PreTrainedConfig
 from transformers.utils import cached_file
 
+from .errors_mmcot import ModelError
 from .vision_mmcot import build_vision
 
 ORIGINAL_FUSION = {"image_dense": "image_proj", "gate_dense": "gate_proj", "mha_layer.out_proj": "out_proj"}
@@ -41,7 +42,7 @@ def convert_original_state_dict(state_dict: dict[str, torch.Tensor]) -> dict[str
     """An original checkpoint's weights under this package's names; the tensors are not copied.
 
     Raises:
-        ValueError: a part of the fusion is missing, twice there, or unknown.
+        ModelError: a part of the fusion is missing, twice there, or unknown.
     """
     converted = {}
     for key, tensor in state_dict.items():
@@ -55,17 +56,17 @@ def convert_original_state_dict(state_dict: dict[str, torch.Tensor]) -> dict[str
         else:
             module, _, kind = f"{match[1]}.{match[2]}".rpartition(".")
             if module not in ORIGINAL_FUSION or kind not in ("weight", "bias"):
-                raise ValueError(f"unknown weight of the original's fusion: {key}")
+                raise ModelError(f"unknown weight of the original's fusion: {key}")
             new = {f"encoder.fusion.{ORIGINAL_FUSION[module]}.{kind}": tensor}
         for name, value in new.items():
             if name in converted:
-                raise ValueError(f"the checkpoint holds the fusion in both of the original's layouts ({key})")
+                raise ModelError(f"the checkpoint holds the fusion in both of the original's layouts ({key})")
             converted[name] = value
     names = ("image_proj", "q_proj", "k_proj", "v_proj", "out_proj", "gate_proj")
     expected = {f"encoder.fusion.{name}.{kind}" for name in names for kind in ("weight", "bias")}
     missing = sorted(expected - converted.keys())
     if missing:
-        raise ValueError(f"the original's fusion is incomplete; without a source are {', '.join(missing)}")
+        raise ModelError(f"the original's fusion is incomplete; without a source are {', '.join(missing)}")
     return converted
 
 
@@ -78,7 +79,7 @@ def load_t5_checkpoint(cls, load, name_or_path, *model_args, config=None, **kwar
         name_or_path, model_args, config, kwargs: as `from_pretrained` takes them.
 
     Raises:
-        ValueError: not a T5; a fusion that is incomplete, of another width, or announced and not there; weights
+        ModelError: not a T5; a fusion that is incomplete, of another width, or announced and not there; weights
             missing or without a place; a pickle that holds more than weights.
     """
     hub = {key: kwargs[key] for key in HUB_ARGUMENTS if kwargs.get(key) is not None}
@@ -93,14 +94,14 @@ def load_t5_checkpoint(cls, load, name_or_path, *model_args, config=None, **kwar
             return (model, info) if give_info else model
         # our configuration beside the original's weights
     elif raw.get("model_type") not in (None, "t5"):
-        raise ValueError(f"{name_or_path} is a {raw['model_type']} model; {cls.__name__} starts from T5 checkpoints")
+        raise ModelError(f"{name_or_path} is a {raw['model_type']} model; {cls.__name__} starts from T5 checkpoints")
 
     files = _weight_files(name_or_path, hub)
     config = _t5_config(cls, raw, config, kwargs)
     keys = _checkpoint_keys(files)
     original = any(is_original_key(key) for key in keys)
     if files and not original and any("Multimodal" in name for name in raw.get("architectures") or ()):
-        raise ValueError(
+        raise ModelError(
             f"{name_or_path} says it is a {raw['architectures'][0]}, but holds no fusion of image and text"
         )
     kwargs["weights_only"] = True
@@ -149,9 +150,9 @@ def _load_pickle(path: str) -> dict[str, torch.Tensor]:
         except RuntimeError:  # PyTorch's format before 1.6 can't be mapped
             weights = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} holds more than weights and is not loaded") from error
+        raise ModelError(f"{path} holds more than weights and is not loaded") from error
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise ValueError(f"{path} is not a dictionary of weights")
+        raise ModelError(f"{path} is not a dictionary of weights")
     return weights
 
 
@@ -189,11 +190,11 @@ def _fit_fusion(config, state_dict: dict, name_or_path) -> None:
     """Set the image width that only an original checkpoint's weights tell."""
     size = state_dict["encoder.fusion.image_proj.weight"].shape[1]
     if config.image_feature_size not in (None, size):
-        raise ValueError(
+        raise ModelError(
             f"{name_or_path} takes image features of width {size}, not image_feature_size={config.image_feature_size}"
         )
     if config.fusion_num_heads != 1 or config.fusion_gate != "sigmoid":
-        raise ValueError("the original's fusion has one head and a sigmoid gate")
+        raise ModelError("the original's fusion has one head and a sigmoid gate")
     config.image_feature_size = size
 
 
@@ -203,7 +204,7 @@ def _check_complete(name_or_path, info: dict, may_be_fresh) -> None:
     for what, keys in (("lacks", missing), ("holds, without a place for them,", unexpected)):
         if keys:
             more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
-            raise ValueError(f"{name_or_path} {what} {', '.join(keys[:5])}{more}")
+            raise ModelError(f"{name_or_path} {what} {', '.join(keys[:5])}{more}")
 
 
 __all__ = ["convert_original_state_dict", "is_original_key", "load_t5_checkpoint"]

@@ -4,6 +4,8 @@ from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig, T5Config
 
+from .errors_mmcot import ModelError
+
 VISION_FEATURES = ("last_hidden_state", "pooler_output")
 FUSION_GATES = ("sigmoid", "none")
 STAGES = (None, "rationale", "answer")
@@ -16,7 +18,7 @@ def _as_config(config: dict | PreTrainedConfig | None) -> PreTrainedConfig | Non
     config = dict(config)
     model_type = config.pop("model_type", None)
     if model_type is None:
-        raise ValueError("vision_config needs a model_type, such as 'detr' or 'timm_wrapper'")
+        raise ModelError("vision_config needs a model_type, such as 'detr' or 'timm_wrapper'")
     return AutoConfig.for_model(model_type, **config)
 
 
@@ -75,11 +77,11 @@ class MMCoTConfig(T5Config):
     def _check(self):
         for name, allowed in (("vision_feature", VISION_FEATURES), ("fusion_gate", FUSION_GATES), ("stage", STAGES)):
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, not one of {allowed}")
+                raise ModelError(f"{name} is {getattr(self, name)!r}, not one of {allowed}")
         if self.image_feature_size is not None and self.image_feature_size < 1:
-            raise ValueError(f"image_feature_size is {self.image_feature_size}, not a width")
+            raise ModelError(f"image_feature_size is {self.image_feature_size}, not a width")
         if self.fusion_num_heads < 1 or self.d_model % self.fusion_num_heads:
-            raise ValueError(f"fusion_num_heads={self.fusion_num_heads} doesn't divide d_model={self.d_model}")
+            raise ModelError(f"fusion_num_heads={self.fusion_num_heads} doesn't divide d_model={self.d_model}")
 
     @property
     def has_fusion(self) -> bool:
@@ -133,7 +135,7 @@ class MMCoTTwoStageConfig(PreTrainedConfig):
             self.answer_config = self._stage(self.answer_config, "answer")
         super().__post_init__(**kwargs)
         if self.vision_feature not in VISION_FEATURES:
-            raise ValueError(f"vision_feature is {self.vision_feature!r}, not one of {VISION_FEATURES}")
+            raise ModelError(f"vision_feature is {self.vision_feature!r}, not one of {VISION_FEATURES}")
 
     @staticmethod
     def _stage(config: dict | PreTrainedConfig | None, stage: str) -> PreTrainedConfig:

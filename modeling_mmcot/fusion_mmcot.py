@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .errors_mmcot import ModelError
+
 
 class GatedFusion(nn.Module):
     """Each token attends to the image's patches; a gate mixes what it finds into the token.
@@ -26,7 +28,7 @@ class GatedFusion(nn.Module):
     def __init__(self, hidden_size: int, image_size: int, num_heads: int = 1, gated: bool = True):
         super().__init__()
         if hidden_size % num_heads:
-            raise ValueError(f"{num_heads} heads don't divide a hidden size of {hidden_size}")
+            raise ModelError(f"{num_heads} heads don't divide a hidden size of {hidden_size}")
         self.num_heads = num_heads
         self.image_size = image_size
         self.image_proj = nn.Linear(image_size, hidden_size)
@@ -102,13 +104,13 @@ class GatedFusion(nn.Module):
         if features is None or features.shape[1] == 0:
             return hidden_states.new_zeros(hidden_states.shape[0], 1, self.image_size), None
         if features.dim() != 3 or features.shape[-1] != self.image_size:
-            raise ValueError(
+            raise ModelError(
                 f"image_features are {tuple(features.shape)}; these weights take (batch, patches, {self.image_size})"
             )
         if mask is None:
             return features, None
         if mask.shape != features.shape[:2]:
-            raise ValueError(
+            raise ModelError(
                 f"image_attention_mask is {tuple(mask.shape)}, but there are {tuple(features.shape[:2])} patches"
             )
         mask = mask.to(device=features.device, dtype=torch.bool)

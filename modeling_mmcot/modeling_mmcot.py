@@ -17,9 +17,10 @@ from transformers.utils import can_return_tuple
 
 from .checkpoints_mmcot import load_t5_checkpoint
 from .configuration_mmcot import MMCoTConfig
+from .errors_mmcot import ModelError
 from .fusion_mmcot import GatedFusion
-from .hub_mmcot import CompleteSaveMixin
 from .pipeline_mmcot import MMCoTPipeline  # noqa: F401  (travels with the model: the loader follows imports)
+from .saving_mmcot import CompleteSaveMixin
 from .vision_mmcot import build_vision, encode_images, vision_feature_size
 
 
@@ -134,7 +135,7 @@ class MMCoTEncoder(MMCoTPreTrainedModel, T5Stack):
             image mask.
         """
         if self.vision is None:
-            raise ValueError("pixel_values need a vision backbone, and this model has none: set vision_config")
+            raise ModelError("pixel_values need a vision backbone, and this model has none: set vision_config")
         return encode_images(
             self.vision,
             pixel_values,
@@ -165,7 +166,7 @@ class MMCoTEncoder(MMCoTPreTrainedModel, T5Stack):
         output = MMCoTEncoderOutput(text.last_hidden_state, text.hidden_states, text.attentions)
         if self.fusion is None:
             if image_features is not None or pixel_values is not None:
-                raise ValueError("this model takes no images: set image_feature_size or vision_config")
+                raise ModelError("this model takes no images: set image_feature_size or vision_config")
             return output
         if image_features is None and pixel_values is not None:
             image_features, image_attention_mask = self.encode_images(pixel_values, pixel_mask, image_attention_mask)
@@ -223,7 +224,7 @@ class MMCoTForConditionalGeneration(
         """As every `from_pretrained`; T5's and the original project's checkpoints load too.
 
         Raises:
-            ValueError: a checkpoint of another kind whose keys don't fit the network, with what is missing or too
+            ModelError: a checkpoint of another kind whose keys don't fit the network, with what is missing or too
                 many.
         """
         load = super().from_pretrained

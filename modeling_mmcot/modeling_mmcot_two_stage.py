@@ -12,9 +12,9 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 
 from .configuration_mmcot import MMCoTTwoStageConfig
 from .decoding_mmcot import generate_ids
-from .hub_mmcot import CompleteSaveMixin
 from .modeling_mmcot import MMCoTForConditionalGeneration
 from .pipeline_mmcot import MMCoTPipeline  # noqa: F401  (travels with the model: the loader follows imports)
+from .saving_mmcot import CompleteSaveMixin
 from .scoring_mmcot import MMCoTOutput, score_options, special_token_ids
 from .vision_mmcot import build_vision, encode_images
 
@@ -148,7 +148,7 @@ class MMCoTModel(CompleteSaveMixin, PreTrainedModel, GenerationMixin):
                 setattr(alone.encoder, name, module)
         alone.encoder.vision = self.vision
         alone.generation_config = copy.deepcopy(self.generation_config)
-        alone.processor, alone._companion_files = self.processor, self._companion_files
+        alone.processor, alone._repository_files = self.processor, self._repository_files
         return alone.train(self.training)
 
     def get_input_embeddings(self):

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoModel, DetrConfig, PreTrainedConfig, PreTrainedModel, TimmWrapperConfig
 
+from .errors_mmcot import ModelError
+
 
 @dataclass(frozen=True)
 class VisionPreset:
@@ -60,7 +62,7 @@ def vision_feature_size(vision: PreTrainedModel, vision_feature: str) -> int:
     """Width of the backbone's feature.
 
     Raises:
-        ValueError: the backbone doesn't say; `image_feature_size` has to.
+        ModelError: the backbone doesn't say; `image_feature_size` has to.
     """
     timm_model = getattr(vision, "timm_model", None)
     if timm_model is not None:
@@ -69,7 +71,7 @@ def vision_feature_size(vision: PreTrainedModel, vision_feature: str) -> int:
     for name in ("hidden_size", "d_model"):
         if isinstance(getattr(vision.config, name, None), int):
             return getattr(vision.config, name)
-    raise ValueError(f"{type(vision).__name__} doesn't say how wide its features are: set image_feature_size")
+    raise ModelError(f"{type(vision).__name__} doesn't say how wide its features are: set image_feature_size")
 
 
 def extract_features(
@@ -99,7 +101,7 @@ def extract_features(
     output = vision(**inputs)
     features = getattr(output, vision_feature, None)
     if features is None:
-        raise ValueError(f"{type(vision).__name__} gives no {vision_feature}; choose the other vision_feature")
+        raise ModelError(f"{type(vision).__name__} gives no {vision_feature}; choose the other vision_feature")
     if features.dim() == 4:
         if feature_size is not None and features.shape[1] != feature_size and features.shape[-1] == feature_size:
             features = features.flatten(1, 2)  # (n, h, w, C) -> (n, h * w, C)
@@ -110,7 +112,7 @@ def extract_features(
     if features.dim() == 2:
         features = features[:, None]  # (n, C) -> (n, 1, C)
     if feature_size is not None and features.shape[-1] != feature_size:
-        raise ValueError(
+        raise ModelError(
             f"{type(vision).__name__} gives features of width {features.shape[-1]}, the fusion takes {feature_size}"
         )
     return features
@@ -144,7 +146,7 @@ def encode_images(
         features = extract_features(vision, pixel_values, pixel_mask, **options)
         return features.unflatten(0, (batch, images)).flatten(1, 2), None
     if image_attention_mask.shape != (batch, images):
-        raise ValueError(
+        raise ModelError(
             f"image_attention_mask is {tuple(image_attention_mask.shape)}, pixel_values hold {(batch, images)} images"
         )
     present = image_attention_mask.to(device=pixel_values.device, dtype=torch.bool)

@@ -14,7 +14,7 @@ from transformers.utils import cached_file
 TASK = "multimodal-cot"
 
 # Written by others than the model: carried over from the repository that the model was loaded from.
-COMPANION_FILES = (
+REPOSITORY_FILES = (
     "processor_config.json",
     "preprocessor_config.json",
     "tokenizer.json",
@@ -29,8 +29,8 @@ COMPANION_FILES = (
 )
 
 
-def read_companion_files(source: str, **hub_kwargs) -> dict[str, bytes]:
-    """The companion files of a repository or folder of ours, by name; absent ones are left out.
+def read_repository_files(source: str, **hub_kwargs) -> dict[str, bytes]:
+    """The repository files of a repository or folder of ours, by name; absent ones are left out.
 
     They are kept in memory (a few MB), so that a model can be saved whole after its source is gone. A starting point
     such as a plain T5 has a card and a tokenizer too, but they don't describe the model that is made from it.
@@ -50,7 +50,7 @@ def read_companion_files(source: str, **hub_kwargs) -> dict[str, bytes]:
     config = read("config.json")
     if config is None or not str(json.loads(config).get("model_type", "")).startswith("mmcot"):
         return {}
-    found = {name: read(name) for name in COMPANION_FILES}
+    found = {name: read(name) for name in REPOSITORY_FILES}
     return {name: content for name, content in found.items() if content is not None}
 
 
@@ -67,7 +67,7 @@ class CompleteSaveMixin:
     """
 
     processor = None
-    _companion_files: dict[str, bytes] | None = None
+    _repository_files: dict[str, bytes] | None = None
     _auto_map: dict[str, str] = {}
     _pipeline_auto_class = "AutoModel"
 
@@ -81,7 +81,7 @@ class CompleteSaveMixin:
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if pretrained_model_name_or_path is not None:
-            model._companion_files = read_companion_files(str(pretrained_model_name_or_path), **hub_kwargs)
+            model._repository_files = read_repository_files(str(pretrained_model_name_or_path), **hub_kwargs)
         return loaded
 
     def save_pretrained(self, save_directory, *, processor=None, model_card: str | None = None, **kwargs):
@@ -120,7 +120,7 @@ class CompleteSaveMixin:
         for source in code_files():
             if source.resolve() != (folder / source.name).resolve():
                 shutil.copyfile(source, folder / source.name)
-        for name, content in (self._companion_files or {}).items():
+        for name, content in (self._repository_files or {}).items():
             if not (folder / name).exists():
                 (folder / name).write_bytes(content)
         if processor is not None:
