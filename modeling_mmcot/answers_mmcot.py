@@ -1,14 +1,10 @@
 """Answers: what generation gives, and the scores of a problem's own choices."""
 
-import copy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
-
-from .decoder_weights_mmcot import forced_logits, is_plain_t5
-from .decoding_mmcot import generate_ids
 
 
 @dataclass
@@ -67,15 +63,18 @@ def score_options(
         (rows, max choices), float32, over the whole vocabulary; -inf beyond a row's own choices.
     """
     forced = [model.config.decoder_start_token_id, *option_prefix_ids]
-    if is_plain_t5(model) and not torch.is_grad_enabled():
-        logits = forced_logits(model, encoder_outputs[0], attention_mask, forced)
-    else:
-        logits = model(
-            encoder_outputs=encoder_outputs,
-            attention_mask=attention_mask,
-            decoder_input_ids=attention_mask.new_tensor(forced).expand(attention_mask.shape[0], -1),
-            use_cache=False,
-        ).logits[:, -1]
+    logits = model(
+        encoder_outputs=encoder_outputs,
+        attention_mask=attention_mask,
+        decoder_input_ids=attention_mask.new_tensor(forced).expand(attention_mask.shape[0], -1),
+        use_cache=False,
+    ).logits[:, -1]
+    return letter_log_probs(logits, option_letter_ids, num_choices)
+
+
+def letter_log_probs(logits: Tensor, option_letter_ids: list[int], num_choices: Tensor | None = None) -> Tensor:
+    """Log-probabilities of the choices' letters from the logits (rows, vocabulary) where the letter stands; see
+    `score_options`."""
     most = len(option_letter_ids) if num_choices is None else int(num_choices.max())
     scores = logits.float().log_softmax(-1)[:, option_letter_ids[:most]]
     if num_choices is not None:
@@ -126,9 +125,5 @@ def answer_in_one_stage(
         output.option_log_probs = score_options(
             model, encoded, attention_mask, option_prefix_ids, option_letter_ids, num_choices
         )
-    config = copy.deepcopy(model.generation_config)
-    if config.update(**kwargs):  # what is no option of generation is an argument of generate
-        output.answer_ids = model.generate(encoder_outputs=encoded, attention_mask=attention_mask, **kwargs)
-    else:
-        output.answer_ids = generate_ids(model, encoded, attention_mask, config)
+    output.answer_ids = model.generate(encoder_outputs=encoded, attention_mask=attention_mask, **kwargs)
     return output

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 
+from .answers_mmcot import MMCoTOutput, score_options, special_token_ids
 from .configuration_mmcot import MMCoTTwoStageConfig
-from .decoding_mmcot import generate_ids
 from .modeling_mmcot import MMCoTForConditionalGeneration
 from .pipeline_mmcot import MMCoTPipeline  # noqa: F401  (travels with the model: the loader follows imports)
 from .saving_mmcot import CompleteSaveMixin
-from .scoring_mmcot import MMCoTOutput, score_options, special_token_ids
 from .vision_mmcot import build_vision, encode_images
 
 STAGES = ("rationale", "answer")
@@ -265,8 +264,10 @@ class MMCoTModel(CompleteSaveMixin, PreTrainedModel, GenerationMixin):
             encoded = self._encode("rationale", input_ids, attention_mask, images, output_image_attention)
             output.rationale_image_attentions = encoded.get("image_attentions")
             output.rationale_image_gate = encoded.get("image_gate")
-            rationale_ids = generate_ids(
-                self.rationale, encoded, attention_mask, self._rationale_generation_config(generation_config, kwargs)
+            rationale_ids = self.rationale.generate(
+                encoder_outputs=encoded,
+                attention_mask=attention_mask,
+                generation_config=self._rationale_generation_config(generation_config, kwargs),
             )
         output.rationale_ids = rationale_ids
 
@@ -288,7 +289,9 @@ class MMCoTModel(CompleteSaveMixin, PreTrainedModel, GenerationMixin):
         )
         if mode == "generate":
             config = GenerationConfig(max_new_tokens=MAX_ANSWER_TOKENS, **special_token_ids(self.answer.config))
-            output.answer_ids = generate_ids(self.answer, encoded, source_mask, config)
+            output.answer_ids = self.answer.generate(
+                encoder_outputs=encoded, attention_mask=source_mask, generation_config=config
+            )
         return output
 
     def _encode(self, stage: str, input_ids, attention_mask, images, output_image_attention: bool):

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import Pipeline
 
-from .scoring_mmcot import answer_in_one_stage
+from .answers_mmcot import answer_in_one_stage
 
 
 class _Problems(torch.utils.data.Dataset):

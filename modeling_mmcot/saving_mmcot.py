@@ -23,7 +23,7 @@ REPOSITORY_FILES = (
     "spiece.model",
     "processing_mmcot.py",
     "prompts_mmcot.py",
-    "images_mmcot.py",
+    "image_processing_mmcot.py",
     "README.md",
     "LICENSE",
 )

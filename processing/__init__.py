@@ -10,12 +10,12 @@ import importlib
 from .prompts_mmcot import PROMPT_FORMATS, build_prompt, option_letter, parse_answer
 
 _LAZY = {
-    "MMCoTImageProcessor": "images_mmcot",
+    "MMCoTImageProcessor": "image_processing_mmcot",
     "MMCoTProcessor": "processing_mmcot",
-    "image_processor_for": "images_mmcot",
-    "image_references": "images_mmcot",
-    "load_image": "images_mmcot",
-    "load_images": "images_mmcot",
+    "image_processor_for": "image_processing_mmcot",
+    "image_references": "image_processing_mmcot",
+    "load_image": "image_processing_mmcot",
+    "load_images": "image_processing_mmcot",
 }
 
 __all__ = [*_LAZY, "PROMPT_FORMATS", "build_prompt", "option_letter", "parse_answer"]  # noqa: PLE0604
@@ -38,7 +38,7 @@ def register_image_processor() -> None:
     """
     from transformers import AutoImageProcessor
 
-    from .images_mmcot import MMCoTImageProcessor
+    from .image_processing_mmcot import MMCoTImageProcessor
 
     classes = {"torchvision": MMCoTImageProcessor, "pil": MMCoTImageProcessor}
     AutoImageProcessor.register(MMCoTImageProcessor.__name__, image_processor_classes=classes)

@@ -27,7 +27,7 @@ from transformers.image_utils import (
 )
 
 # The files that a saved processor needs beside it; see `copy_code`.
-CODE_FILES = ("images_mmcot.py", "processing_mmcot.py", "prompts_mmcot.py")
+CODE_FILES = ("image_processing_mmcot.py", "processing_mmcot.py", "prompts_mmcot.py")
 
 _URL_TIMEOUT = 20  # seconds
 
@@ -101,7 +101,7 @@ class MMCoTImageProcessor(PilBackend):
         return BatchFeature(dict(data), tensor_type=return_tensors)
 
     def to_dict(self) -> dict[str, Any]:
-        return {**super().to_dict(), "auto_map": {"AutoImageProcessor": "images_mmcot.MMCoTImageProcessor"}}
+        return {**super().to_dict(), "auto_map": {"AutoImageProcessor": "image_processing_mmcot.MMCoTImageProcessor"}}
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
         saved = super().save_pretrained(save_directory)

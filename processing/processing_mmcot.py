@@ -18,7 +18,7 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpa
 from transformers.tokenization_utils_base import TextInput
 from transformers.utils import PROCESSOR_NAME
 
-from .images_mmcot import MMCoTImageProcessor, copy_code, image_rows, load_images
+from .image_processing_mmcot import MMCoTImageProcessor, copy_code, image_rows, load_images
 from .prompts_mmcot import (
     OPTION_LETTERS,
     build_prompt,

@@ -64,6 +64,12 @@ PROMPT_FORMATS = tuple(f"{source}-{target}" for source in INPUT_FORMATS for targ
 _ANSWER = re.compile(r"The answer is \(([A-Z])\)")
 
 
+class ProblemError(ValueError):
+    """A problem, picture or text that can't be used as it is. The message names it and says what to do."""
+
+    user_error = True  # the command line prints the message alone
+
+
 class Segment(NamedTuple):
     """One part of a source text: `kind` is a key of the tables above, or "closing"."""
 
@@ -74,7 +80,7 @@ class Segment(NamedTuple):
 def option_letter(index: int) -> str:
     """0 -> "A" … 25 -> "Z"; anything else is a ValueError."""
     if not 0 <= index < len(OPTION_LETTERS):
-        raise ValueError(f"option {index} has no letter: a problem has at most {len(OPTION_LETTERS)} choices")
+        raise ProblemError(f"option {index} has no letter: a problem has at most {len(OPTION_LETTERS)} choices")
     return OPTION_LETTERS[index]
 
 
@@ -82,7 +88,7 @@ def split_format(prompt_format: str) -> tuple[str, str]:
     """ "QCM-LE" -> ("QCM", "LE"); a ValueError that lists what there is for a format that doesn't exist."""
     source, _, target = str(prompt_format).partition("-")
     if source not in INPUT_FORMATS or target not in OUTPUT_FORMATS:
-        raise ValueError(
+        raise ProblemError(
             f"prompt format {prompt_format!r} does not exist; it is INPUT-OUTPUT with INPUT one of "
             f"{', '.join(INPUT_FORMATS)} and OUTPUT one of {', '.join(OUTPUT_FORMATS)}"
         )
@@ -147,7 +153,7 @@ def source_segments(
         if kind == "A":
             fields["answer"] = _answer(problem)
             if fields["answer"] is None:
-                raise ValueError(f"{problem_name(problem)}: the input format {layout} needs an answer, and has none")
+                raise ProblemError(f"{problem_name(problem)}: the input format {layout} needs an answer, and has none")
         given = kind == "G" and rationale is not None
         text = _collapse(rationale if given else SEGMENTS[kind].format(**fields))
         if text:
@@ -194,7 +200,7 @@ def _answer(problem: dict[str, Any]) -> str | None:
     if answer is None:
         return None
     if not 0 <= int(answer) < count:
-        raise ValueError(f"{problem_name(problem)}: answer {answer} is not the index of one of its {count} choices")
+        raise ProblemError(f"{problem_name(problem)}: answer {answer} is not the index of one of its {count} choices")
     return f"({option_letter(int(answer))})"
 
 

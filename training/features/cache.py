@@ -37,7 +37,9 @@ def read_picture(reference) -> tuple[str, bytes | Image.Image]:
     if isinstance(reference, dict):
         reference = reference["path"] if reference.get("bytes") is None else reference["bytes"]
     if isinstance(reference, Image.Image) or hasattr(reference, "__array__"):
-        from mmcot.processing.images_mmcot import load_image  # which imports much that reading a cache doesn't need
+        from mmcot.processing.image_processing_mmcot import (
+            load_image,  # which imports much that reading a cache doesn't need
+        )
 
         image = load_image(reference)
         return content_key(b"RGB %d %d " % image.size + image.tobytes()), image
@@ -200,7 +202,7 @@ def problem_keys(problem: dict, cache: FeatureCache) -> list[str]:
     Raises:
         ValueError: the features of one of its pictures are not in the cache.
     """
-    from mmcot.processing.images_mmcot import image_references
+    from mmcot.processing.image_processing_mmcot import image_references
 
     images = image_references(problem)
     if cache.info["keys"] == "problem id":

@@ -117,7 +117,7 @@ def _load_backbone(backbone, image_processor, vision_feature: str | None):
     import torch
     from transformers import AutoImageProcessor, AutoModel
 
-    from mmcot.processing.images_mmcot import MMCoTImageProcessor, image_processor_for
+    from mmcot.processing.image_processing_mmcot import MMCoTImageProcessor, image_processor_for
     from mmcot.vision_mmcot import VISION_PRESETS
 
     feature = vision_feature or "last_hidden_state"
@@ -168,7 +168,7 @@ class _Pictures:
         return len(self.indices)
 
     def __getitem__(self, number: int) -> list[tuple] | str:
-        from mmcot.processing.images_mmcot import image_references, load_image
+        from mmcot.processing.image_processing_mmcot import image_references, load_image
         from mmcot.training.features.cache import read_picture
 
         problem = self.problems[self.indices[number]]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GenerationConfig
 
-from .decoder_weights_mmcot import DecoderWeights, attention_kernels, is_plain_t5
+from mmcot.training.inference.decoder_weights import DecoderWeights, attention_kernels, is_plain_t5
 
 # What a generation configuration may hold for greedy decoding to be the same as what it asks for.
 _PLAIN_OPTIONS = {

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from mmcot.decoder_weights_mmcot import attention_kernels
-from mmcot.decoding_mmcot import GreedyDecoder
-from mmcot.scoring_mmcot import MMCoTOutput, special_token_ids
+from mmcot.answers_mmcot import MMCoTOutput, letter_log_probs, special_token_ids
+from mmcot.training.inference.decoder import GreedyDecoder
+from mmcot.training.inference.decoder_weights import attention_kernels, forced_logits
 
 ANSWER_BATCHES = 4  # so many batches of answers are gathered and sorted by length
 # What a CPU's caches hold of the states of a batch; a GPU wants enough to be busy.
@@ -76,15 +76,20 @@ def answer_questions(
         for group in _groups(questions, tokens, lambda question: len(question.prefix) + len(question.rationale)):
             prefix, mask = _padded([question.prefix for question in group], pad, device)
             rationales = [torch.tensor([start, *question.rationale]) for question in group]
+            rationale_ids = pad_sequence(rationales, batch_first=True, padding_value=pad).to(device)
+            source, source_mask = model._answer_source(prefix, mask, rationale_ids)
             with attention_kernels(device):
-                output = model.generate(
-                    input_ids=prefix,
-                    answer_input_ids=prefix,
-                    answer_attention_mask=mask,
-                    num_choices=torch.stack([question.num_choices for question in group]),
-                    rationale_ids=pad_sequence(rationales, batch_first=True, padding_value=pad).to(device),
-                    **_images(group),
-                )
+                hidden = model._encode("answer", source, source_mask, _images(group), False)[0]
+            forced = [model.answer.config.decoder_start_token_id, *model.config.option_prefix_ids]
+            logits = forced_logits(model.answer, hidden, source_mask, forced)
+            num_choices = torch.stack([question.num_choices for question in group])
+            scores = letter_log_probs(logits, model.config.option_letter_ids, num_choices)
+            output = MMCoTOutput(
+                rationale_ids=rationale_ids,
+                option_log_probs=scores,
+                answer_source_ids=source,
+                answer_source_mask=source_mask,
+            )
             yield [question.key for question in group], output
 
     end = special_token_ids(model.rationale.config)["eos_token_id"]

@@ -87,13 +87,17 @@ def predict(
 def _results(pipeline, batches, batch_size: int, mode: str, generate_kwargs: dict):
     """(id, result) of each problem: by batches of the pipeline, or, for plain greedy decoding and scored options,
     without waiting for the longest rationale of a batch."""
-    from mmcot.decoder_weights_mmcot import is_plain_t5
-    from mmcot.decoding_mmcot import is_plain_greedy
+    from mmcot.training.inference.decoder import is_plain_greedy
+    from mmcot.training.inference.decoder_weights import is_plain_t5
     from mmcot.training.inference.engine import answer_questions
 
     model, processor = pipeline.model, pipeline.processor
     config = model._rationale_generation_config(None, generate_kwargs) if pipeline.two_stage else None
-    if mode != "score" or config is None or not (is_plain_greedy(config) and is_plain_t5(model.rationale)):
+    if (
+        mode != "score"
+        or config is None
+        or not (is_plain_greedy(config) and is_plain_t5(model.rationale) and is_plain_t5(model.answer))
+    ):
         for batch in batches:
             results = pipeline(batch, batch_size=batch_size, mode=mode, **generate_kwargs)
             yield from zip((problem["id"] for problem in batch), results, strict=True)

@@ -106,8 +106,8 @@ class _Predictor:
         return {name: value.to(self.model.device) for name, value in self.collator(rows).items()}
 
     def _decodes_plainly(self) -> bool:
-        from mmcot.decoder_weights_mmcot import is_plain_t5
-        from mmcot.decoding_mmcot import is_plain_greedy
+        from mmcot.training.inference.decoder import is_plain_greedy
+        from mmcot.training.inference.decoder_weights import is_plain_t5
 
         self.config = copy.deepcopy(self.model.generation_config)
         unknown = self.config.update(**self.generate_kwargs)
@@ -115,7 +115,7 @@ class _Predictor:
 
     def _streamed_rationales(self, batches, slots: int) -> Iterator[dict]:
         """Rationales as they end; a row that has ended gives its place to the next."""
-        from mmcot.decoding_mmcot import GreedyDecoder
+        from mmcot.training.inference.decoder import GreedyDecoder
 
         def encoded():
             for rows in batches:
@@ -144,8 +144,8 @@ class _Predictor:
     def _answers(self, rows, batch, labels, num_choices: list[int]) -> list[dict[str, Any]]:
         import torch
 
+        from mmcot.answers_mmcot import answer_in_one_stage
         from mmcot.processing import parse_answer
-        from mmcot.scoring_mmcot import answer_in_one_stage
 
         token_ids = self.processor.answer_token_ids()
         counts = torch.tensor(num_choices, device=self.model.device)

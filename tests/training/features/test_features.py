@@ -15,7 +15,7 @@ from feature_helpers import picture_file, released
 from PIL import Image
 from transformers import DetrConfig, TimmWrapperConfig
 
-from mmcot.processing.images_mmcot import image_processor_for
+from mmcot.processing.image_processing_mmcot import image_processor_for
 from mmcot.training.commands import features as features_command
 from mmcot.training.features import extract
 from mmcot.training.features.cache import FeatureCache, image_key, problem_keys

@@ -5,8 +5,8 @@ import torch
 from tiny_models import VOCAB, image_inputs, text_inputs, tiny_model
 from transformers import GenerationConfig
 
-from mmcot.decoder_weights_mmcot import forced_logits, is_plain_t5
-from mmcot.decoding_mmcot import GreedyDecoder, is_plain_greedy
+from mmcot.training.inference.decoder import GreedyDecoder, is_plain_greedy
+from mmcot.training.inference.decoder_weights import forced_logits, is_plain_t5
 
 
 def varied_model(**fields):
