@@ -103,12 +103,15 @@ class PredictionsWriter:
         self._write(record)
         self.done[record["id"]] = dict(record)
 
-    def finish(self, ids: Iterable[str]) -> Path:
-        """Joins the parts of all processes (to be called by one, when all are through), in the order of `ids`."""
+    def finish(self, ids: Iterable[str], **facts: Any) -> Path:
+        """Joins the parts of all processes (to be called by one, when all are through), in the order of `ids`.
+
+        `facts` are known only now, such as the tokens used, and join the header.
+        """
         parts = [self._part(rank) for rank in range(self.num_processes)]
         records = {id_: record for part in parts for id_, record in self._read(part).items()}
         with written_whole(self.path) as file:
-            for record in ({"header": self.header}, *(records[id_] for id_ in ids)):
+            for record in ({"header": {**self.header, **facts}}, *(records[id_] for id_ in ids)):
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
         for part in parts:
             part.unlink()
