@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mmcot.training.evaluation.predictions import read_header
 from mmcot.training.evaluation.scores import (
     COLUMNS,
     accuracy_table,
@@ -78,6 +79,8 @@ def read_predictions(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no predictions file {path}")
     content = _read_json(path)
+    if read_header(path):  # the first record says how the others came about
+        content = content[1:]
     return content if _is_original_output(content) else _by_id(content, path)
 
 

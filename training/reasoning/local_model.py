@@ -148,7 +148,8 @@ class LocalModel:
                 chats.append([{"role": "user", "content": [*content, text] if self.takes_images else request.prompt}])
             texts = [source.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in chats]
         else:
-            texts = [request.prompt for request in requests]
+            mark = f"{getattr(source, 'image_token', '<image>')}\n" if self.takes_images else ""
+            texts = [mark * len(images) + request.prompt for request, images in zip(requests, pictures, strict=True)]
         if self.takes_images:
             images = pictures if any(pictures) else None
             return self.processor(text=texts, images=images, padding=True, return_tensors="pt")
