@@ -10,6 +10,7 @@ _HOME = {
     "build_few_shot_prompt": "reasoning.few_shot_prompt",
     "check_repository": "hub.push",
     "convert": "hub.convert",
+    "distill": "reasoning.distill",
     "evaluate_predictions": "evaluation.results",
     "extract_features": "features.extract",
     "generate_problems": "data.embedded.generate",
@@ -19,6 +20,7 @@ _HOME = {
     "load_recipe": "stages.recipe",
     "predict": "inference.predict",
     "push": "hub.push",
+    "reason": "reasoning.reason",
     "run_recipe": "train",
     "tokenizer_from_file": "stages.build",
 }

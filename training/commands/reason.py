@@ -29,10 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=int, default=1, metavar="K", help="rationales a question, which vote")
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+def add_model_arguments(parser: argparse.ArgumentParser, name: str = "--model") -> None:
     """Options that say which model answers."""
     model = parser.add_argument_group("model")
-    model.add_argument("--model", required=True, help="folder, Hub id, or the name at the endpoint")
+    model.add_argument(
+        name, dest="model", metavar="MODEL", required=True, help="folder, Hub id, or the name at the endpoint"
+    )
     model.add_argument(
         "--endpoint", metavar="URL", help="OpenAI-compatible endpoint, such as http://localhost:8000/v1"
     )
@@ -130,8 +132,12 @@ def model_of(args: argparse.Namespace):
             concurrency=args.concurrency,
             takes_images=not args.text_only,
         )
-    from mmcot.training.reasoning.local_model import load_model
+    from mmcot.training.reasoning.local_model import is_multimodal_cot, load_model
 
+    if getattr(args, "teacher", False) and is_multimodal_cot(args.model):
+        from mmcot.training.reasoning.multimodal_teacher import MultimodalTeacher
+
+        return MultimodalTeacher(args.model, device=args.device, batch_size=args.batch_size)
     return load_model(args.model, device=args.device, dtype=args.dtype, batch_size=args.batch_size)
 
 

@@ -7,6 +7,17 @@ from mmcot.training.common import UserError
 from mmcot.training.reasoning.calls import Completion, Request
 
 
+def is_multimodal_cot(name: str | Path) -> bool:
+    """Whether a folder or Hub id is a Multimodal-CoT model, which has prompts and stages of its own."""
+    from transformers import PreTrainedConfig
+
+    try:
+        kind = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
+    except (OSError, ValueError):
+        return False
+    return kind in ("mmcot", "mmcot_two_stage")
+
+
 def load_model(name: str | Path, *, device: str | None = None, dtype: str = "auto", batch_size: int = 8):
     """A model in memory.
 
@@ -33,7 +44,7 @@ def load_model(name: str | Path, *, device: str | None = None, dtype: str = "aut
     except (OSError, ValueError) as error:
         raise UserError(f"{name}: can't load a model from here: {str(error).strip().partition(chr(10))[0]}") from error
     kind = config.model_type
-    if kind in ("mmcot", "mmcot_two_stage"):
+    if is_multimodal_cot(name):
         raise UserError(f"{name} is a Multimodal-CoT model: `mmcot predict` asks it")
     if kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         auto = AutoModelForImageTextToText
