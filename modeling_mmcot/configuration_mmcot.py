@@ -2,24 +2,28 @@
 
 from typing import Any, ClassVar
 
-from transformers import AutoConfig, PreTrainedConfig, T5Config
+from .errors_mmcot import ModelError  # first, as it says so if transformers is too old to have the names below
 
-from .errors_mmcot import ModelError
+# isort: split
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, T5Config
 
 VISION_FEATURES = ("last_hidden_state", "pooler_output")
 FUSION_GATES = ("sigmoid", "none")
 STAGES = (None, "rationale", "answer")
 
 
-def _as_config(config: dict | PreTrainedConfig | None) -> PreTrainedConfig | None:
-    """The sub-configuration as an object; a dictionary needs a `model_type` that `AutoConfig` knows."""
-    if not isinstance(config, dict):
-        return config
-    config = dict(config)
-    model_type = config.pop("model_type", None)
-    if model_type is None:
-        raise ModelError("vision_config needs a model_type, such as 'detr' or 'timm_wrapper'")
-    return AutoConfig.for_model(model_type, **config)
+def _vision_config(config: dict | PreTrainedConfig | None) -> PreTrainedConfig | None:
+    """The backbone's configuration as an object; of a model of image and text (CLIP, SigLIP) its vision tower's.
+
+    `sub_configs_defaults` would do the first, but not in transformers 5.15.
+    """
+    if isinstance(config, dict):
+        values = dict(config)
+        model_type = values.pop("model_type", None)
+        if model_type not in CONFIG_MAPPING:
+            raise ModelError(f"vision_config has model_type {model_type!r}, not one such as 'detr' or 'timm_wrapper'")
+        config = AutoConfig.for_model(model_type, **values)
+    return getattr(config, "vision_config", None) or config
 
 
 class MMCoTConfig(T5Config):
@@ -65,7 +69,7 @@ class MMCoTConfig(T5Config):
     source_truncation: str = "keep_ends"
 
     def __post_init__(self, **kwargs):
-        self.vision_config = _as_config(self.vision_config)
+        self.vision_config = _vision_config(self.vision_config)
         # T5Config forces the tie and keeps the wish only as `scale_decoder_outputs`; a model whose head is its own
         # then ends up with a merged one as soon as somebody calls `tie_weights()`.
         tie_word_embeddings = kwargs.get("tie_word_embeddings")
@@ -127,7 +131,7 @@ class MMCoTTwoStageConfig(PreTrainedConfig):
     decoder_start_token_id: int | None = 0
 
     def __post_init__(self, **kwargs):
-        self.vision_config = _as_config(self.vision_config)
+        self.vision_config = _vision_config(self.vision_config)
         self.rationale_config = self._stage(self.rationale_config, "rationale")
         if self.share_stages:
             self.answer_config = self.rationale_config

@@ -1,4 +1,6 @@
-"""The one kind of error that a user of the models can mend."""
+"""The one kind of error that a user of the models can mend. Imported first: it looks at transformers' version."""
+
+import transformers
 
 
 class ModelError(ValueError):
@@ -11,4 +13,18 @@ class ModelError(ValueError):
     user_error = True
 
 
-__all__ = ["ModelError"]
+class ModelFileError(ModelError, OSError):
+    """A repository or one of its files is missing or can't be read."""
+
+
+class VersionError(ModelError, ImportError):
+    """transformers is too old."""
+
+
+if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < (5, 15):
+    raise VersionError(
+        f"mmcot needs transformers >= 5.15, this is {transformers.__version__}: pip install -U transformers"
+    )
+
+
+__all__ = ["ModelError", "ModelFileError", "VersionError"]

@@ -4,10 +4,8 @@ Section 4.2 of arXiv 2302.00923; the arithmetic agrees with `T5ForMultimodalGene
 `nn.MultiheadAttention` is four linear layers here, so that adapters and quantisation can replace each of them.
 """
 
-import math
-
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .errors_mmcot import ModelError
@@ -40,11 +38,11 @@ class GatedFusion(nn.Module):
 
     def forward(
         self,
-        hidden_states: torch.Tensor,
-        image_features: torch.Tensor | None = None,
-        image_attention_mask: torch.Tensor | None = None,
+        hidden_states: Tensor,
+        image_features: Tensor | None = None,
+        image_attention_mask: Tensor | None = None,
         output_attentions: bool = False,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Fuse the two.
 
         Args:
@@ -57,24 +55,24 @@ class GatedFusion(nn.Module):
             Fused states (batch, text, hidden_size); attention (batch, heads, text, patches) and gate (batch, text,
             hidden_size), or None. No image is one all-zero patch, which equals the original's block of zero patches:
             attention over equal keys is attention over one of them.
+
+        Raises:
+            ModelError: features or mask are of another shape.
         """
-        alike = image_features is None and not output_attentions and not torch.is_grad_enabled()
-        if alike and (self.gate_proj is None or type(self.gate_proj) is nn.Linear):  # an adapter hides its weight
-            return self._without_image(hidden_states), None, None
         features, mask = self._with_zero_patch(hidden_states, image_features, image_attention_mask)
-        image = self.image_proj(features.to(self.image_proj.weight.dtype))  # (B, P, D)
+        image = self.image_proj(features)  # (B, P, D)
         query = self._split_heads(self.q_proj(hidden_states))  # (B, heads, T, D / heads)
         key = self._split_heads(self.k_proj(image))  # (B, heads, P, D / heads)
         value = self._split_heads(self.v_proj(image))
-        mask = None if mask is None else mask[:, None, None, :]  # the same for all heads and tokens
         attention = None
         if output_attentions:
-            scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])  # (B, heads, T, P)
+            scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5  # (B, heads, T, P)
             if mask is not None:
                 scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
             attention = scores.softmax(-1)
             found = attention @ value
         else:
+            # not by `attn_implementation`: the one head is too wide for the kernels of flash and flex attention
             found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         found = self.out_proj(found.transpose(1, 2).flatten(2))  # (B, T, D)
         if self.gate_proj is None:
@@ -83,30 +81,18 @@ class GatedFusion(nn.Module):
         fused = (1 - gate) * hidden_states + gate * found
         return fused, attention, gate if output_attentions else None
 
-    def _without_image(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Attention over one zero patch finds the same for every token; only the gate depends on the text.
-
-        Not for training: gradients of queries and keys would be missing where they are zero, which distributed
-        training refuses.
-        """
-        found = self.out_proj(self.v_proj(self.image_proj(hidden_states.new_zeros(self.image_size))))  # (D,)
-        if self.gate_proj is None:
-            return hidden_states + found
-        of_text, of_image = self.gate_proj.weight.chunk(2, dim=1)
-        gate = torch.sigmoid(F.linear(hidden_states, of_text, F.linear(found, of_image, self.gate_proj.bias)))
-        return (1 - gate) * hidden_states + gate * found
-
-    def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
+    def _split_heads(self, states: Tensor) -> Tensor:
         return states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, n, D / heads)
 
-    def _with_zero_patch(self, hidden_states, features, mask):
-        """Features and mask in which a row without an image has one all-zero patch."""
+    def _with_zero_patch(self, hidden_states, features, mask) -> tuple[Tensor, Tensor | None]:
+        """Features in the text's type, and their mask (B, 1, 1, P); a row without an image has one all-zero patch."""
         if features is None or features.shape[1] == 0:
             return hidden_states.new_zeros(hidden_states.shape[0], 1, self.image_size), None
         if features.dim() != 3 or features.shape[-1] != self.image_size:
             raise ModelError(
                 f"image_features are {tuple(features.shape)}; these weights take (batch, patches, {self.image_size})"
             )
+        features = features.to(hidden_states)
         if mask is None:
             return features, None
         if mask.shape != features.shape[:2]:
@@ -116,7 +102,7 @@ class GatedFusion(nn.Module):
         mask = mask.to(device=features.device, dtype=torch.bool)
         features = features.masked_fill(~mask[..., None], 0)  # padding may hold anything, even NaN
         first = torch.arange(mask.shape[1], device=mask.device) == 0
-        return features, mask | (first & ~mask.any(-1, keepdim=True))
+        return features, (mask | (first & ~mask.any(-1, keepdim=True)))[:, None, None]
 
 
 __all__ = ["GatedFusion"]

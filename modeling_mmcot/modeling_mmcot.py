@@ -8,20 +8,25 @@ import copy
 from dataclasses import dataclass
 
 import torch
-from torch import nn
-from transformers import GenerationMixin, T5ForConditionalGeneration
+from torch import Tensor, nn
+from transformers import Cache, GenerationMixin, T5ForConditionalGeneration
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.models.t5.modeling_t5 import T5PreTrainedModel, T5Stack
-from transformers.utils import can_return_tuple
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
 
-from .checkpoints_mmcot import load_t5_checkpoint
+from .checkpoints_mmcot import adapt_checkpoint
 from .configuration_mmcot import MMCoTConfig
 from .errors_mmcot import ModelError
 from .fusion_mmcot import GatedFusion
 from .pipeline_mmcot import MMCoTPipeline  # noqa: F401  (travels with the model: the loader follows imports)
 from .saving_mmcot import CompleteSaveMixin
-from .vision_mmcot import build_vision, encode_images, vision_feature_size
+from .vision_mmcot import MMCoTImageFeatures, build_vision, get_image_features, vision_feature_size
+
+IMAGE_OUTPUTS = ("image_hidden_states", "image_attentions", "image_gate")
+# what transformers calls the decoder's cache, before and since 5.24
+CACHE = "cache" if "cache" in Seq2SeqLMOutput.__dataclass_fields__ else "past_key_values"
 
 
 @dataclass
@@ -37,21 +42,18 @@ class MMCoTEncoderOutput(BaseModelOutput):
     The last three are there if `output_image_attention` asks for them.
     """
 
-    image_hidden_states: torch.FloatTensor | None = None
-    image_attentions: torch.FloatTensor | None = None
-    image_gate: torch.FloatTensor | None = None
+    image_hidden_states: Tensor | None = None
+    image_attentions: Tensor | None = None
+    image_gate: Tensor | None = None
 
 
 @dataclass
 class MMCoTSeq2SeqLMOutput(Seq2SeqLMOutput):
     """T5's output and the three image fields of `MMCoTEncoderOutput`."""
 
-    image_hidden_states: torch.FloatTensor | None = None
-    image_attentions: torch.FloatTensor | None = None
-    image_gate: torch.FloatTensor | None = None
-
-
-IMAGE_OUTPUTS = ("image_hidden_states", "image_attentions", "image_gate")
+    image_hidden_states: Tensor | None = None
+    image_attentions: Tensor | None = None
+    image_gate: Tensor | None = None
 
 
 class MMCoTPreTrainedModel(T5PreTrainedModel):
@@ -59,6 +61,7 @@ class MMCoTPreTrainedModel(T5PreTrainedModel):
 
     config: MMCoTConfig
     config_class = MMCoTConfig
+    _no_split_modules = ["T5Block", "GatedFusion"]
 
     @classmethod
     def is_custom_code(cls) -> bool:
@@ -117,46 +120,39 @@ class MMCoTEncoder(MMCoTPreTrainedModel, T5Stack):
             self.vision.eval().requires_grad_(False)
         return self
 
-    def encode_images(
+    @can_return_tuple
+    def get_image_features(
         self,
-        pixel_values: torch.FloatTensor,
-        pixel_mask: torch.Tensor | None = None,
-        image_attention_mask: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Image features by the backbone inside the model.
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        image_attention_mask: Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MMCoTImageFeatures:
+        """Image features by the backbone inside the model; its `pooler_output` is what `image_features` takes.
 
         Args:
             pixel_values: (batch, 3, H, W), or (batch, images, 3, H, W) for several images a row.
             pixel_mask: (batch, H, W) or (batch, images, H, W), for backbones that take one.
             image_attention_mask: (batch, images), False where there is no image; what stands there isn't looked at.
-
-        Returns:
-            image_features (batch, images * patches, width) and their mask (batch, images * patches), None without an
-            image mask.
+            kwargs: for the backbone (`output_attentions`, `output_hidden_states`).
         """
         if self.vision is None:
             raise ModelError("pixel_values need a vision backbone, and this model has none: set vision_config")
-        return encode_images(
-            self.vision,
-            pixel_values,
-            pixel_mask,
-            image_attention_mask,
-            vision_feature=self.config.vision_feature,
-            feature_size=self.fusion.image_size,
-        )
+        names = {"vision_feature": self.config.vision_feature, "feature_size": self.fusion.image_size}
+        return get_image_features(self.vision, pixel_values, pixel_mask, image_attention_mask, **names, **kwargs)
 
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        image_features: torch.FloatTensor | None = None,
-        pixel_values: torch.FloatTensor | None = None,
-        pixel_mask: torch.Tensor | None = None,
-        image_attention_mask: torch.Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        image_features: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        pixel_mask: Tensor | None = None,
+        image_attention_mask: Tensor | None = None,
         output_image_attention: bool = False,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> MMCoTEncoderOutput:
         """Encode text and image; the arguments are those of `MMCoTForConditionalGeneration.forward`."""
         kwargs["return_dict"] = True
@@ -169,7 +165,8 @@ class MMCoTEncoder(MMCoTPreTrainedModel, T5Stack):
                 raise ModelError("this model takes no images: set image_feature_size or vision_config")
             return output
         if image_features is None and pixel_values is not None:
-            image_features, image_attention_mask = self.encode_images(pixel_values, pixel_mask, image_attention_mask)
+            images = self.get_image_features(pixel_values, pixel_mask, image_attention_mask, return_dict=True)
+            image_features, image_attention_mask = images.pooler_output, images.image_attention_mask
         fused, output.image_attentions, output.image_gate = self.fusion(
             output.last_hidden_state, image_features, image_attention_mask, output_attentions=output_image_attention
         )
@@ -202,6 +199,7 @@ class MMCoTForConditionalGeneration(
     def __init__(self, config: MMCoTConfig):
         # Not T5ForConditionalGeneration's, which would build a second encoder.
         T5PreTrainedModel.__init__(self, config)
+        self.loss_type = "ForMaskedLM"  # plain cross-entropy: the decoder's inputs are shifted, not the labels
         self.model_dim = config.d_model
         self.shared = nn.Embedding(config.vocab_size, config.d_model)
         self.encoder = MMCoTEncoder(self._stack_config(is_decoder=False, use_cache=False))
@@ -220,17 +218,18 @@ class MMCoTForConditionalGeneration(
         return config
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
-        """As every `from_pretrained`; T5's and the original project's checkpoints load too.
+    def _adapt(cls, source, saved_config, weights, config, kwargs):
+        return adapt_checkpoint(cls.config_class, source, saved_config, weights, config, kwargs)
 
-        Raises:
-            ModelError: a checkpoint of another kind whose keys don't fit the network, with what is missing or too
-                many.
-        """
-        load = super().from_pretrained
-        if pretrained_model_name_or_path is None:
-            return load(None, *model_args, config=config, **kwargs)
-        return load_t5_checkpoint(cls, load, pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+    def _after_loading(self, info):
+        if any(key.startswith("encoder.vision.") for key in info["missing_keys"]):
+            # Made again: backbones draw some of their weights where they are built, and loading builds without memory.
+            self.encoder.vision = build_vision(self.config.vision_config).to(device=self.device, dtype=self.dtype)
+            self.eval()
+        if self.config.tie_word_embeddings and self.lm_head.weight is not self.shared.weight:
+            # transformers kept them apart because they differ; say so, or the next tie_weights() merges them.
+            for part in (self, self.encoder, self.decoder):
+                part.config.tie_word_embeddings = False
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
         """With a head of its own (FLAN-T5), encoder and decoder still share one embedding."""
@@ -238,31 +237,31 @@ class MMCoTForConditionalGeneration(
             return super().get_expanded_tied_weights_keys(all_submodels=all_submodels)
         return {target: source for target, source in self._tied_weights_keys.items() if target != "lm_head.weight"}
 
-    def encode_images(self, pixel_values, pixel_mask=None, image_attention_mask=None):
-        """As `MMCoTEncoder.encode_images`."""
-        return self.encoder.encode_images(pixel_values, pixel_mask, image_attention_mask)
+    def get_image_features(self, pixel_values: Tensor, *args, **kwargs: Unpack[TransformersKwargs]):
+        """As `MMCoTEncoder.get_image_features`."""
+        return self.encoder.get_image_features(pixel_values, *args, **kwargs)
 
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        decoder_input_ids: torch.LongTensor | None = None,
-        decoder_attention_mask: torch.Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
         encoder_outputs: BaseModelOutput | tuple | None = None,
-        past_key_values=None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        decoder_inputs_embeds: torch.FloatTensor | None = None,
-        labels: torch.LongTensor | None = None,
+        cache: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
         use_cache: bool | None = None,
-        image_features: torch.FloatTensor | None = None,
-        pixel_values: torch.FloatTensor | None = None,
-        pixel_mask: torch.Tensor | None = None,
-        image_attention_mask: torch.Tensor | None = None,
+        image_features: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        pixel_mask: Tensor | None = None,
+        image_attention_mask: Tensor | None = None,
         output_image_attention: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
+        num_items_in_batch: Tensor | int | None = None,
         skip_logits: bool = False,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> MMCoTSeq2SeqLMOutput:
         """T5's forward with images.
 
@@ -281,6 +280,7 @@ class MMCoTForConditionalGeneration(
             skip_logits: with labels: the loss alone. The output layer then works on positions with a label only, and
                 `logits` is None.
         """
+        cache = kwargs.pop("past_key_values", cache)
         kwargs["return_dict"] = True
         if encoder_outputs is None:
             encoder_outputs = self.encoder(
@@ -294,62 +294,45 @@ class MMCoTForConditionalGeneration(
                 output_image_attention=output_image_attention,
                 **kwargs,
             )
+        elif not isinstance(encoder_outputs, BaseModelOutput):
+            encoder_outputs = BaseModelOutput(*encoder_outputs[:3])
         if labels is not None and self.config.loss_on_padding:
             labels = labels.masked_fill(labels == -100, self.config.pad_token_id)
-        inputs = dict(
-            attention_mask=attention_mask,
-            decoder_input_ids=decoder_input_ids,
-            decoder_attention_mask=decoder_attention_mask,
-            encoder_outputs=encoder_outputs,
-            decoder_inputs_embeds=decoder_inputs_embeds,
-            labels=labels,
-            use_cache=use_cache,
-            **kwargs,
-        )
-        if past_key_values is not None:  # newer versions of transformers call it `cache`, which is in kwargs then
-            inputs["past_key_values"] = past_key_values
-        output = self._loss_only(**inputs) if skip_logits and labels is not None else super().forward(**inputs)
-        if output.loss is not None and num_items_in_batch is not None:
-            output.loss = output.loss * (labels != -100).sum() / num_items_in_batch
-        images = {name: getattr(encoder_outputs, name, None) for name in IMAGE_OUTPUTS}
-        return MMCoTSeq2SeqLMOutput(**output, **images)
-
-    def _loss_only(
-        self,
-        labels,
-        attention_mask,
-        encoder_outputs,
-        decoder_input_ids=None,
-        decoder_attention_mask=None,
-        decoder_inputs_embeds=None,
-        **kwargs,
-    ) -> Seq2SeqLMOutput:
-        """T5's forward whose logits exist only where there is a label, and only until the loss is known. No cache."""
-        if not isinstance(encoder_outputs, BaseModelOutput):
-            encoder_outputs = BaseModelOutput(*encoder_outputs[:3])
-        if decoder_input_ids is None and decoder_inputs_embeds is None:
+        if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
             decoder_input_ids = self._shift_right(labels)
+        skip_logits = skip_logits and labels is not None
         decoded = self.decoder(
             input_ids=decoder_input_ids,
             attention_mask=decoder_attention_mask,
             inputs_embeds=decoder_inputs_embeds,
             encoder_hidden_states=encoder_outputs.last_hidden_state,
             encoder_attention_mask=attention_mask,
-            **{**kwargs, "use_cache": False},  # nothing is written after a loss
+            use_cache=False if skip_logits else use_cache,
+            **{CACHE: cache},
+            **kwargs,
         )
-        labelled = (labels.flatten() != -100).nonzero().squeeze(1)  # once: the device has to be waited for
-        labels = labels.flatten().index_select(0, labelled)
-        states = decoded.last_hidden_state.flatten(0, 1).index_select(0, labelled)  # (labels, d_model)
+        states = decoded.last_hidden_state
+        if skip_logits:
+            labels = labels.flatten().to(states.device)
+            labelled = (labels != -100).nonzero().squeeze(1)  # once: the device has to be waited for
+            labels, states = labels[labelled], states.flatten(0, 1)[labelled]  # (labels, d_model)
         if self.config.scale_decoder_outputs:
             states = states * self.model_dim**-0.5
-        return Seq2SeqLMOutput(
-            loss=nn.functional.cross_entropy(self.lm_head(states), labels),
+        logits = self.lm_head(states)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, logits.shape[-1], num_items_in_batch=num_items_in_batch)
+        return MMCoTSeq2SeqLMOutput(
+            loss=loss,
+            logits=None if skip_logits else logits,
+            **{CACHE: getattr(decoded, CACHE)},
             decoder_hidden_states=decoded.hidden_states,
             decoder_attentions=decoded.attentions,
             cross_attentions=decoded.cross_attentions,
             encoder_last_hidden_state=encoder_outputs.last_hidden_state,
             encoder_hidden_states=encoder_outputs.hidden_states,
             encoder_attentions=encoder_outputs.attentions,
+            **{name: getattr(encoder_outputs, name, None) for name in IMAGE_OUTPUTS},
         )
 
     @property

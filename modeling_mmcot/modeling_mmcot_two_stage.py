@@ -15,7 +15,7 @@ from .configuration_mmcot import MMCoTTwoStageConfig
 from .modeling_mmcot import MMCoTForConditionalGeneration
 from .pipeline_mmcot import MMCoTPipeline  # noqa: F401  (travels with the model: the loader follows imports)
 from .saving_mmcot import CompleteSaveMixin
-from .vision_mmcot import build_vision, encode_images
+from .vision_mmcot import build_vision, get_image_features
 
 STAGES = ("rationale", "answer")
 MAX_RATIONALE_TOKENS = 512  # the paper's output length of stage 1
@@ -174,7 +174,7 @@ class MMCoTModel(CompleteSaveMixin, PreTrainedModel, GenerationMixin):
         """As `MMCoTForConditionalGeneration.encode_images`, by the shared backbone."""
         if self.vision is None:
             raise ValueError("This model has no vision backbone: pass `image_features` instead of `pixel_values`")
-        return encode_images(
+        images = get_image_features(
             self.vision,
             pixel_values,
             pixel_mask,
@@ -182,6 +182,7 @@ class MMCoTModel(CompleteSaveMixin, PreTrainedModel, GenerationMixin):
             vision_feature=self.config.vision_feature,
             feature_size=self.config.rationale_config.image_feature_size,
         )
+        return images.pooler_output, images.image_attention_mask
 
     def _image_inputs(self, pixel_values, pixel_mask, image_features, image_attention_mask) -> dict[str, Tensor]:
         """The image arguments of a stage, features computed; empty without an image or for text-only stages."""

@@ -5,14 +5,23 @@ saves the code of a custom pipeline, and knows nothing of processors. A folder f
 nothing else to load with `AutoModel`, `AutoProcessor` and `pipeline` where this package is not installed.
 """
 
+import contextlib
+import importlib.util
 import json
 import shutil
+import tempfile
 from pathlib import Path
+from typing import Any
 
+from huggingface_hub import HfApi
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedConfig
 from transformers.utils import cached_file
 
-TASK = "multimodal-cot"
+from .errors_mmcot import ModelError
+from .loading_mmcot import HUB_ARGUMENTS, check_loaded, hub_arguments, loading_errors, read_weights
 
+TASK = "multimodal-cot"
 # Written by others than the model: carried over from the repository that the model was loaded from.
 REPOSITORY_FILES = (
     "processor_config.json",
@@ -21,42 +30,58 @@ REPOSITORY_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "spiece.model",
-    "processing_mmcot.py",
-    "prompts_mmcot.py",
-    "image_processing_mmcot.py",
     "README.md",
     "LICENSE",
 )
+UPLOAD_ARGUMENTS = ("repo_id", "private", "token", "commit_message", "commit_description", "revision", "create_pr")
+ABOUT_FILES = (*HUB_ARGUMENTS, "use_safetensors", "variant")
+PROCESSING_FILES = ("processing_mmcot.py", "image_processing_mmcot.py", "prompts_mmcot.py")
 
 
-def read_repository_files(source: str, **hub_kwargs) -> dict[str, bytes]:
-    """The repository files of a repository or folder of ours, by name; absent ones are left out.
+def _processing_folder() -> Path | None:
+    """Where the package is installed, the processor's code has a folder of its own; in a Hub repository it hasn't."""
+    spec = importlib.util.find_spec(f"{__package__}.processing")
+    return Path(spec.origin).parent if spec is not None and spec.origin else None
 
-    They are kept in memory (a few MB), so that a model can be saved whole after its source is gone. A starting point
-    such as a plain T5 has a card and a tokenizer too, but they don't describe the model that is made from it.
+
+def code_files() -> list[Path]:
+    """The source files that travel with a model: this one, its siblings and the processor's."""
+    folders = [Path(__file__).parent, _processing_folder()]
+    return sorted(file for folder in folders if folder for file in folder.glob("*_mmcot*.py"))
+
+
+def read_repository_files(source, **hub) -> dict[str, bytes]:
+    """What a repository or folder of ours holds beside the model, by name; absent files are left out.
+
+    They are kept in memory (a few MB), so that a model can be saved whole after its source is gone. Code is among them
+    only where this file itself came with it, by `trust_remote_code`: the installed package writes its own code, and
+    drops names of other code (`auto_map`) from the settings.
     """
+    installed = _processing_folder() is not None
+    known = {file.stem for file in code_files()}
 
-    def read(name: str) -> bytes | None:
+    def own_code(settings: dict) -> dict:
+        if isinstance(settings.get("auto_map"), dict):
+            names = settings["auto_map"].items()
+            settings["auto_map"] = {auto: name for auto, name in names if str(name).split(".")[0] in known}
+        return settings
+
+    found = {}
+    for name in REPOSITORY_FILES if installed else REPOSITORY_FILES + PROCESSING_FILES:
         path = cached_file(
             source,
             name,
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
             _raise_exceptions_for_gated_repo=False,
-            **hub_kwargs,
+            **hub,
         )
-        return None if path is None else Path(path).read_bytes()
-
-    config = read("config.json")
-    if config is None or not str(json.loads(config).get("model_type", "")).startswith("mmcot"):
-        return {}
-    found = {name: read(name) for name in REPOSITORY_FILES}
-    return {name: content for name, content in found.items() if content is not None}
-
-
-def code_files() -> list[Path]:
-    """The source files that travel with a model: this one and its siblings."""
-    return sorted(Path(__file__).parent.glob("*_mmcot*.py"))
+        if path is not None:
+            found[name] = Path(path).read_bytes()
+            if installed and name.endswith("config.json"):
+                settings = json.loads(found[name], object_hook=own_code)
+                found[name] = json.dumps(settings, indent=2, ensure_ascii=False).encode() + b"\n"
+    return found
 
 
 class CompleteSaveMixin:
@@ -66,25 +91,63 @@ class CompleteSaveMixin:
     model that was loaded from a complete repository carries the processor and the card over by itself.
     """
 
-    processor = None
+    processor: Any = None
     _repository_files: dict[str, bytes] | None = None
     _auto_map: dict[str, str] = {}
     _pipeline_auto_class = "AutoModel"
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
-        hub_kwargs = {
-            name: kwargs[name]
-            for name in ("cache_dir", "revision", "token", "local_files_only", "subfolder", "force_download")
-            if kwargs.get(name) is not None
-        }
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        if pretrained_model_name_or_path is not None:
-            model._repository_files = read_repository_files(str(pretrained_model_name_or_path), **hub_kwargs)
-        return loaded
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+        """As every `from_pretrained`, and strict.
 
-    def save_pretrained(self, save_directory, *, processor=None, model_card: str | None = None, **kwargs):
+        Raises:
+            ModelError: a file is missing or damaged; weights are missing, too many, of other shapes or not finite. One
+                line names them.
+        """
+        source, hub = pretrained_model_name_or_path, hub_arguments(kwargs)
+        if source is None:
+            return super().from_pretrained(None, *model_args, config=config, **kwargs)
+        give_info = kwargs.pop("output_loading_info", False)
+        any_shape = kwargs.pop("ignore_mismatched_sizes", False)
+        with loading_errors(source):
+            try:
+                saved_config, _ = PreTrainedConfig.get_config_dict(source, **hub)
+            except OSError:  # an adapter's folder, a GGUF file, nothing at all: transformers knows or says it better
+                saved_config = {}
+            weights = read_weights(source, **hub)
+            converted = None
+            if saved_config:
+                config, converted = cls._adapt(source, saved_config, weights, config, kwargs)
+            where = source
+            if converted is not None:
+                where, kwargs = None, {name: value for name, value in kwargs.items() if name not in ABOUT_FILES}
+                kwargs["state_dict"] = converted
+            kwargs |= {"weights_only": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+            model, info = super().from_pretrained(where, *model_args, config=config, **kwargs)
+            if converted is not None:
+                model.config.name_or_path = str(source)
+                with contextlib.suppress(OSError):  # such folders rarely have one
+                    model.generation_config = GenerationConfig.from_pretrained(source, **hub)
+            model._after_loading(info)
+        check_loaded(source, model, info, saved_config, any_shape)
+        if saved_config.get("model_type", "").startswith("mmcot"):  # a plain T5's card doesn't describe this model
+            model._repository_files = read_repository_files(source, **hub)
+        return (model, info) if give_info else model
+
+    @classmethod
+    def _adapt(cls, source, saved_config: dict, weights: dict[str, Tensor], config, kwargs: dict):
+        """Configuration and weights to load in place of a checkpoint's own; None for those that are right."""
+        if saved_config.get("model_type") != cls.config_class.model_type:
+            ours = cls.config_class.model_type
+            raise ModelError(f"{source} is a {saved_config.get('model_type')} model: {cls.__name__} loads {ours} ones")
+        return config, None
+
+    def _after_loading(self, info: dict) -> None:
+        """What is left to do before the weights are looked at; `info` is transformers' loading info."""
+
+    def save_pretrained(
+        self, save_directory, *, processor: Any = None, model_card: str | None = None, push_to_hub=False, **kwargs
+    ):
         """As `PreTrainedModel.save_pretrained`, and the rest of the repository beside the weights.
 
         Args:
@@ -92,13 +155,9 @@ class CompleteSaveMixin:
             processor (`MMCoTProcessor`, *optional*): defaults to `self.processor`, then to the processor files of the
                 repository that the model was loaded from.
             model_card (`str`, *optional*): text of `README.md`; a short one is written where there is none.
+            push_to_hub: upload the same to `repo_id`, by default the folder's name; see `push_to_hub`.
         """
-        push_to_hub = kwargs.pop("push_to_hub", False)
-        hub_kwargs = {
-            name: kwargs.pop(name)
-            for name in ("repo_id", "commit_message", "private", "token", "create_pr", "revision")
-            if push_to_hub and name in kwargs
-        }
+        upload = {name: kwargs.pop(name) for name in UPLOAD_ARGUMENTS if push_to_hub and name in kwargs}
         self.config.auto_map = dict(self._auto_map)
         self.config.custom_pipelines = {
             TASK: {"impl": "pipeline_mmcot.MMCoTPipeline", "pt": [self._pipeline_auto_class], "type": "multimodal"}
@@ -110,19 +169,34 @@ class CompleteSaveMixin:
         if kwargs.get("is_main_process", True):
             self._complete_folder(Path(save_directory), processor or self.processor, model_card)
         if push_to_hub:
-            hub_kwargs.setdefault("repo_id", Path(save_directory).name)
-            self.push_to_hub(**hub_kwargs)
+            upload = {"repo_id": Path(save_directory).name, **upload}
+            self.push_to_hub(**upload, processor=processor, model_card=model_card)
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token=None, **kwargs) -> Any:
+        """Saves the whole repository into a temporary folder and uploads it, card included.
+
+        Args:
+            repo_id: made if missing.
+            private: for a new repository.
+            kwargs: of `HfApi.upload_folder` (`commit_message`, `commit_description`, `revision`, `create_pr`) or of
+                `save_pretrained`.
+        """
+        upload = {name: kwargs.pop(name) for name in UPLOAD_ARGUMENTS if name in kwargs}
+        repo_id = HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, **kwargs)
+            return HfApi(token=token).upload_folder(repo_id=repo_id, folder_path=folder, **upload)
 
     def _complete_folder(self, folder: Path, processor, model_card: str | None) -> None:
         # transformers may have written an auto_map of its own on the way: ours has every name
         self.config.auto_map = dict(self._auto_map)
         self.config.save_pretrained(folder)
-        for source in code_files():
-            if source.resolve() != (folder / source.name).resolve():
-                shutil.copyfile(source, folder / source.name)
         for name, content in (self._repository_files or {}).items():
             if not (folder / name).exists():
                 (folder / name).write_bytes(content)
+        for source in code_files():
+            if source.resolve() != (folder / source.name).resolve():
+                shutil.copyfile(source, folder / source.name)
         if processor is not None:
             processor.save_pretrained(folder)
         card = folder / "README.md"
@@ -130,6 +204,8 @@ class CompleteSaveMixin:
             card.write_text(model_card, encoding="utf-8")
         elif not card.exists():
             card.write_text(_minimal_card(self), encoding="utf-8")
+        for weights in folder.glob("*.safetensors"):  # safetensors makes them for the owner's eyes only
+            weights.chmod(card.stat().st_mode)
 
 
 def _minimal_card(model) -> str:
@@ -143,3 +219,6 @@ def _minimal_card(model) -> str:
         f'answer = pipeline("{TASK}", model="<this repository>", trust_remote_code=True)\n'
         'answer({"question": "…", "choices": ["…", "…"], "image": "picture.png"})\n```\n'
     )
+
+
+__all__ = ["CompleteSaveMixin", "code_files", "read_repository_files"]

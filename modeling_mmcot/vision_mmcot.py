@@ -1,13 +1,17 @@
-"""Vision backbones: anything that `AutoModel` builds, and the four of the paper as presets."""
+"""Vision backbones: anything that `AutoModel` builds and that reads pixels, and the four of the paper as presets."""
 
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from transformers import AutoModel, DetrConfig, PreTrainedConfig, PreTrainedModel, TimmWrapperConfig
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, DetrConfig, PreTrainedConfig, PreTrainedModel, TimmWrapperConfig
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .errors_mmcot import ModelError
+from .loading_mmcot import hub_arguments, loading_errors, read_weights
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,54 @@ VISION_PRESETS = {
 
 def build_vision(config: PreTrainedConfig) -> PreTrainedModel:
     """The backbone with fresh weights. Never downloads."""
-    return AutoModel.from_config(config)
+    return _reads_pixels(AutoModel.from_config(vision_tower(config)))
+
+
+def load_vision(name_or_path: str, vision_feature: str | None = None, **kwargs: Any) -> tuple[PreTrainedModel, str]:
+    """A pretrained backbone, and which of its outputs to use.
+
+    Args:
+        name_or_path: a preset ("detr", "vit", "clip", "resnet"), a folder or a Hub id. A checkpoint of image and text
+            (CLIP, SigLIP) gives its vision tower.
+        vision_feature: default: the preset's, or `"last_hidden_state"`.
+        kwargs: as `from_pretrained` takes them. Code of a repository runs only with `trust_remote_code=True`.
+
+    Raises:
+        ModelError: no such checkpoint, damaged or missing weights, or not a network that reads pixels alone.
+    """
+    preset = VISION_PRESETS.get(str(name_or_path))
+    source = preset.identifier if preset else str(name_or_path)
+    vision_feature = vision_feature or (preset.vision_feature if preset else "last_hidden_state")
+    kwargs.setdefault("trust_remote_code", False)
+    with loading_errors(source):
+        config = vision_tower(AutoConfig.from_pretrained(source, **kwargs))
+        read_weights(source, **hub_arguments(kwargs))
+        vision, info = AutoModel.from_pretrained(source, config=config, output_loading_info=True, **kwargs)
+    # many checkpoints of classifiers have no pooling layer, whose output then stays unused
+    unused = () if vision_feature == "pooler_output" else ("pooler.",)
+    missing = sorted(name for name in info["missing_keys"] if not name.startswith(unused))
+    if missing:
+        raise ModelError(
+            f"{source} lacks weights of {type(vision).__name__}, such as {missing[0]} ({len(missing)} in all)"
+        )
+    return _reads_pixels(vision), vision_feature
+
+
+def vision_tower(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The configuration of the image part of a model of image and text; any other as it is."""
+    return getattr(config, "vision_config", None) or config
+
+
+def _reads_pixels(vision: PreTrainedModel) -> PreTrainedModel:
+    parameters = inspect.signature(vision.forward).parameters
+    needed = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
+    needed = [name for name in needed if name not in ("pixel_values", "args", "kwargs")]
+    if "pixel_values" not in parameters or needed:
+        what = f"also needs {', '.join(needed)}" if needed else "reads no pixel_values"
+        raise ModelError(
+            f"{type(vision).__name__} {what}: choose a vision tower that takes images of one size as they are"
+        )
+    return vision
 
 
 def vision_feature_size(vision: PreTrainedModel, vision_feature: str) -> int:
@@ -76,11 +127,11 @@ def vision_feature_size(vision: PreTrainedModel, vision_feature: str) -> int:
 
 def extract_features(
     vision: PreTrainedModel,
-    pixel_values: torch.Tensor,
-    pixel_mask: torch.Tensor | None = None,
+    pixel_values: Tensor,
+    pixel_mask: Tensor | None = None,
     vision_feature: str = "last_hidden_state",
     feature_size: int | None = None,
-) -> torch.Tensor:
+) -> Tensor:
     """Run the backbone.
 
     Args:
@@ -92,13 +143,20 @@ def extract_features(
 
     Returns:
         (images, patches, width). A feature map becomes its grid's cells, row by row; a pooled vector one patch.
+
+    Raises:
+        ModelError: the backbone has no such output, or one of another width.
     """
-    inputs = {"pixel_values": pixel_values.to(next(vision.parameters()).dtype), "return_dict": True}
+    return _run(vision, pixel_values, pixel_mask, vision_feature, feature_size)[1]
+
+
+def _run(vision, pixel_values, pixel_mask, vision_feature, feature_size, **kwargs) -> tuple[Any, Tensor]:
+    """What the backbone gives, and the features in it."""
     # Its own attentions are never used, and timm's networks refuse even a configuration that asks for them.
     optional = {"pixel_mask": pixel_mask, "output_attentions": False, "output_hidden_states": False}
     accepted = inspect.signature(vision.forward).parameters
-    inputs |= {name: value for name, value in optional.items() if value is not None and name in accepted}
-    output = vision(**inputs)
+    inputs = {name: value for name, value in optional.items() if value is not None and name in accepted} | kwargs
+    output = vision(pixel_values=pixel_values.to(vision.dtype), return_dict=True, **inputs)
     features = getattr(output, vision_feature, None)
     if features is None:
         raise ModelError(f"{type(vision).__name__} gives no {vision_feature}; choose the other vision_feature")
@@ -115,17 +173,31 @@ def extract_features(
         raise ModelError(
             f"{type(vision).__name__} gives features of width {features.shape[-1]}, the fusion takes {feature_size}"
         )
-    return features
+    return output, features
 
 
-def encode_images(
+@dataclass
+class MMCoTImageFeatures(BaseModelOutputWithPooling):
+    """Image features of a batch of questions.
+
+    Attributes:
+        pooler_output: (batch, images * patches, width), what the networks take as `image_features`.
+        image_attention_mask: (batch, images * patches), False where there is no image; None if nothing is missing.
+        last_hidden_state, hidden_states, attentions: the backbone's own, of the images that are there.
+    """
+
+    image_attention_mask: Tensor | None = None
+
+
+def get_image_features(
     vision: PreTrainedModel,
-    pixel_values: torch.Tensor,
-    pixel_mask: torch.Tensor | None = None,
-    image_attention_mask: torch.Tensor | None = None,
+    pixel_values: Tensor,
+    pixel_mask: Tensor | None = None,
+    image_attention_mask: Tensor | None = None,
     vision_feature: str = "last_hidden_state",
     feature_size: int | None = None,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+    **kwargs: Any,
+) -> MMCoTImageFeatures:
     """Image features of a batch of questions, each with no, one or several images.
 
     Args:
@@ -133,43 +205,45 @@ def encode_images(
         pixel_mask: (batch, H, W) or (batch, images, H, W), for backbones that take one.
         image_attention_mask: (batch, images), False where there is no image; what stands there isn't looked at.
         vision, vision_feature, feature_size: as in `extract_features`.
-
-    Returns:
-        image_features (batch, images * patches, width) and their mask (batch, images * patches), None without an
-        image mask.
+        kwargs: for the backbone (`output_attentions`, `output_hidden_states`).
     """
     batch, images = pixel_values.shape[0], pixel_values.shape[1] if pixel_values.dim() == 5 else 1
     pixel_values = pixel_values.flatten(0, -4)  # (B * I, 3, H, W)
     pixel_mask = None if pixel_mask is None else pixel_mask.flatten(0, -3)
-    options = {"vision_feature": vision_feature, "feature_size": feature_size}
-    if image_attention_mask is None:
-        features = extract_features(vision, pixel_values, pixel_mask, **options)
-        return features.unflatten(0, (batch, images)).flatten(1, 2), None
-    if image_attention_mask.shape != (batch, images):
-        raise ModelError(
-            f"image_attention_mask is {tuple(image_attention_mask.shape)}, pixel_values hold {(batch, images)} images"
-        )
-    present = image_attention_mask.to(device=pixel_values.device, dtype=torch.bool)
-    if torch.compiler.is_compiling():  # a number of images that only the data tells would break the graph
-        features = extract_features(vision, pixel_values, pixel_mask, **options)
-    else:
-        rows = present.flatten().nonzero().squeeze(1)
-        if len(rows) == 0:
-            width = feature_size or vision_feature_size(vision, vision_feature)
-            return pixel_values.new_zeros(batch, 1, width), None
-        found = extract_features(
-            vision, pixel_values[rows], None if pixel_mask is None else pixel_mask[rows], **options
-        )
-        features = found.new_zeros(batch * images, *found.shape[1:]).index_copy(0, rows, found)
-    mask = present[..., None].expand(-1, -1, features.shape[1]).flatten(1)  # (B, I * P)
-    return features.unflatten(0, (batch, images)).flatten(1, 2), mask
+    present = rows = None
+    if image_attention_mask is not None:
+        if image_attention_mask.shape != (batch, images):
+            raise ModelError(
+                f"image_attention_mask is {tuple(image_attention_mask.shape)}, but pixel_values hold {(batch, images)}"
+            )
+        present = image_attention_mask.to(device=pixel_values.device, dtype=torch.bool)
+        if not torch.compiler.is_compiling():  # a number of images that only the data tells would break the graph
+            rows = present.flatten().nonzero().squeeze(1)
+            if len(rows) == 0:
+                width = feature_size or vision_feature_size(vision, vision_feature)
+                return MMCoTImageFeatures(pooler_output=pixel_values.new_zeros(batch, 1, width))
+            pixel_values = pixel_values[rows]
+            pixel_mask = None if pixel_mask is None else pixel_mask[rows]
+    output, features = _run(vision, pixel_values, pixel_mask, vision_feature, feature_size, **kwargs)
+    if rows is not None:
+        features = features.new_zeros(batch * images, *features.shape[1:]).index_copy(0, rows, features)
+    return MMCoTImageFeatures(
+        last_hidden_state=output.last_hidden_state,
+        pooler_output=features.unflatten(0, (batch, images)).flatten(1, 2),
+        hidden_states=getattr(output, "hidden_states", None),
+        attentions=getattr(output, "attentions", None),
+        image_attention_mask=None if present is None else present.repeat_interleave(features.shape[1], dim=1),
+    )
 
 
 __all__ = [
     "VISION_PRESETS",
+    "MMCoTImageFeatures",
     "VisionPreset",
     "build_vision",
-    "encode_images",
     "extract_features",
+    "get_image_features",
+    "load_vision",
     "vision_feature_size",
+    "vision_tower",
 ]

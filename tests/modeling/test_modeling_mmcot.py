@@ -61,7 +61,8 @@ def test_pixels_equal_their_features():
     text = text_inputs()
     pixels = torch.randn(3, 2, 3, IMAGE, IMAGE)
     present = torch.tensor([[True, True], [False, True], [False, False]])
-    features, mask = model.encode_images(pixels, image_attention_mask=present)
+    images = model.get_image_features(pixels, image_attention_mask=present)
+    features, mask = images.pooler_output, images.image_attention_mask
     from_pixels = logits(model, **text, pixel_values=pixels, image_attention_mask=present)
     torch.testing.assert_close(from_pixels, logits(model, **text, image_features=features, image_attention_mask=mask))
     alone = {name: value[1:2] for name, value in text.items()}
@@ -267,7 +268,7 @@ def test_encoder_outputs_may_be_given(model, num_beams):
 def test_pixels_generate_what_their_features_do():
     model = tiny_model(vision_config=vision_config())
     pixels = torch.randn(3, 3, IMAGE, IMAGE)
-    features, _ = model.encode_images(pixels)
+    features = model.get_image_features(pixels).pooler_output
     ids = generate(model, **text_inputs(), pixel_values=pixels, num_beams=2)
     assert torch.equal(ids, generate(model, **text_inputs(), image_features=features, num_beams=2))
 

@@ -6,7 +6,7 @@ from tiny_models import IMAGE, tiny_model, vision_config
 from torch import nn
 from transformers import DetrConfig, TimmWrapperConfig
 
-from mmcot.vision_mmcot import VISION_PRESETS, build_vision, encode_images, extract_features, vision_feature_size
+from mmcot.vision_mmcot import VISION_PRESETS, build_vision, extract_features, get_image_features, vision_feature_size
 
 
 def tiny_detr() -> DetrConfig:
@@ -89,7 +89,8 @@ def test_images_that_are_not_there_change_nothing(backbone):
         several = pixels.new_full((2, 2, *pixels.shape[1:]), torch.nan)
         several[0, 0], several[0, 1], several[1, 1] = pixels
         present = torch.tensor([[True, True], [False, True]])
-        features, mask = encode_images(vision, several, None, present, **options)
+        output = get_image_features(vision, several, None, present, **options)
+        features, mask = output.pooler_output, output.image_attention_mask
     patches = shape[0]
     assert features.shape == (2, 2 * patches, shape[1])
     assert mask.tolist() == present.repeat_interleave(patches, dim=1).tolist()
@@ -99,7 +100,8 @@ def test_images_that_are_not_there_change_nothing(backbone):
 def test_no_image_at_all_is_one_zero_patch(backbone):
     vision, vision_feature, pixels, shape = backbone
     nothing = torch.zeros(3, 1, dtype=torch.bool)
-    features, mask = encode_images(vision, pixels, None, nothing, vision_feature, shape[1])
+    output = get_image_features(vision, pixels, None, nothing, vision_feature, shape[1])
+    features, mask = output.pooler_output, output.image_attention_mask
     assert mask is None and features.shape == (3, 1, shape[1]) and not features.any()
 
 
@@ -112,8 +114,8 @@ def test_pixel_mask_reaches_a_backbone_that_takes_one():
     mask = torch.zeros(1, 64, 64, dtype=torch.long)
     mask[:, :32, :32] = 1
     with torch.no_grad():
-        masked, _ = encode_images(vision, padded, mask)
-        unmasked, _ = encode_images(vision, padded)
+        masked = get_image_features(vision, padded, mask).pooler_output
+        unmasked = get_image_features(vision, padded).pooler_output
     assert not torch.allclose(masked, unmasked)
 
 
@@ -122,7 +124,7 @@ class _Maps(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1))
+        self.weight, self.dtype = nn.Parameter(torch.zeros(1)), torch.float32
 
     def forward(self, pixel_values, return_dict=True):
         from transformers.modeling_outputs import BaseModelOutput
@@ -164,7 +166,7 @@ def test_presets_give_the_paper_s_shapes(name):
 def test_the_model_learns_its_width_from_the_backbone():
     model = tiny_model(vision_config=vision_config())
     assert model.config.image_feature_size == model.encoder.fusion.image_size == 16
-    assert model.encode_images(torch.zeros(2, 3, IMAGE, IMAGE))[0].shape == (2, 5, 16)
+    assert model.get_image_features(torch.zeros(2, 3, IMAGE, IMAGE)).pooler_output.shape == (2, 5, 16)
 
 
 @pytest.mark.parametrize("training", [True, False])
