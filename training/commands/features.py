@@ -9,14 +9,14 @@
 """
 
 import argparse
-from pathlib import Path
 
-from mmcot.training.features.extract import DTYPES, extract_features, image_files
+from mmcot.training.common import UserError
+from mmcot.training.features.extract import DTYPES, extract_features
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", nargs="?", help="problem source, or a folder of images")
-    parser.add_argument("--backbone", help="detr, vit, clip, resnet, or the folder of an image model")
+    parser.add_argument("--backbone", help="detr, vit, clip, resnet, or an image model: its folder or Hub id")
     parser.add_argument("--output", required=True, metavar="DIR", help="the cache's folder; filled up if it exists")
     parser.add_argument("--split", help="only this split of the source")
     parser.add_argument(
@@ -35,9 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.import_original:
         if not args.name_map:
-            raise ValueError("--import-original needs --name-map, the name_map.json that comes with the features")
+            raise UserError("--import-original needs --name-map, the name_map.json that comes with the features")
         if args.source:
-            raise ValueError("--import-original takes no SOURCE: the released features come without their pictures")
+            raise UserError("--import-original takes no SOURCE: the released features come without their pictures")
         from mmcot.training.features.original import import_original
 
         cache = import_original(
@@ -50,28 +50,20 @@ def run(args: argparse.Namespace) -> int:
         )
     else:
         if not args.source or not args.backbone:
-            raise ValueError("name a SOURCE and a --backbone, or --import-original FILE --name-map FILE")
+            raise UserError("name a SOURCE and a --backbone, or --import-original FILE --name-map FILE")
         if args.checkpoint:
-            raise ValueError("--checkpoint goes with --import-original")
-        source = Path(args.source)
-        data = ("*.jsonl", "*.parquet", "problems.json")
-        if source.is_dir() and not any(next(source.rglob(name), None) for name in data):
-            problems = image_files(source)
-        else:
-            from mmcot.training.data.problems import load_problems
-
-            problems = load_problems(args.source, args.split, image_rule=args.image_rule, require_answer=False)
+            raise UserError("--checkpoint goes with --import-original")
         cache = extract_features(
-            problems,
+            args.source,
             args.backbone,
             args.output,
+            split=args.split,
+            image_rule=args.image_rule,
             vision_feature=args.vision_feature,
             batch_size=args.batch_size,
             dtype=args.dtype,
             device=args.device,
             num_workers=args.num_workers,
         )
-    print(
-        f"{cache.path}: features of {len(cache):,} pictures, width {cache.image_feature_size}, {cache.info['dtype']}"
-    )
+    print(f"{cache.path}: {cache.describe()}")
     return 0

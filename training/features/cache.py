@@ -1,90 +1,52 @@
 """The image-feature cache: what a frozen backbone makes of each picture, computed once and read from disk ever after.
 
-A cache is a folder for one backbone, laid out as `feature_shards.py` says and written by its `FeatureWriter`. It is
-memory-mapped, and the pages of features are given back once copied: cost per sample and memory are the same for 10³
-and 10⁶ pictures.
+A cache is a folder for one backbone, laid out as `layout.py` says and written by `shards.py`'s `FeatureWriter`.
+Features stay on disk until a batch asks for them: cost per sample is the same for 10³ and 10⁶ pictures, and memory
+grows by the index alone, 48 bytes a picture.
 """
 
-import base64
-import hashlib
-import mmap
 import os
-import urllib.request
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
-from mmcot.training.features.shards import join_keys, read_header, read_index, read_info, shard_paths
+from mmcot.training.common import MissingFileError, UserError
+from mmcot.training.features.image_keys import image_key
+from mmcot.training.features.layout import (
+    AGAIN,
+    DamagedError,
+    Shard,
+    join_rows,
+    read_index,
+    read_info,
+    read_shard,
+    shard_paths,
+)
 
-
-def image_key(reference) -> str:
-    """Content hash of a picture, 32 hexadecimal digits: its key in a `FeatureCache`.
-
-    Paths, URLs, bytes and {"path", "bytes"} are hashed by the encoded file, wherever it lies and whatever its name. A
-    PIL image or an array is hashed by its RGB pixels, since its file is gone; that key is not the file's.
-
-    Raises:
-        FileNotFoundError: no such file, or the URL can't be read.
-        ValueError: not an image reference.
-    """
-    return read_picture(reference)[0]
-
-
-def read_picture(reference) -> tuple[str, bytes | Image.Image]:
-    """A picture's key and content (encoded, or RGB pixels where it came as such), for `load_image` to take."""
-    if isinstance(reference, dict):
-        reference = reference["path"] if reference.get("bytes") is None else reference["bytes"]
-    if isinstance(reference, Image.Image) or hasattr(reference, "__array__"):
-        from mmcot.processing.image_processing_mmcot import (
-            load_image,  # which imports much that reading a cache doesn't need
-        )
-
-        image = load_image(reference)
-        return content_key(b"RGB %d %d " % image.size + image.tobytes()), image
-    data = _encoded(reference)
-    return content_key(data), data
-
-
-def content_key(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
-def _encoded(reference) -> bytes:
-    if isinstance(reference, bytes | bytearray | memoryview):
-        return bytes(reference)
-    if isinstance(reference, str) and reference.startswith(("http://", "https://")):
-        try:
-            with urllib.request.urlopen(reference, timeout=30) as response:
-                return response.read()
-        except OSError as error:
-            raise FileNotFoundError(f"{reference}: can't be read ({error})") from None
-    if isinstance(reference, str) and reference.startswith("data:image/"):
-        return base64.b64decode(reference.partition(",")[2])
-    if isinstance(reference, str | os.PathLike):
-        return Path(reference).expanduser().read_bytes()
-    raise ValueError(f"not an image reference: {reference!r:.80}")
+OPEN_FILES = 256  # at most, of a cache; processes are rarely allowed more than 1,024
+SUBJECTS = ("natural science", "social science", "language science")  # ScienceQA's
 
 
 class FeatureCache:
-    """A cache folder, opened for reading; nothing is loaded. Get one with `FeatureCache.open`.
+    """A cache folder, opened for reading; of its features nothing is loaded. Get one with `FeatureCache.open`.
 
     Attributes:
         path: the folder.
-        info: what cache.json says: backbone, width, dtype, keys ("image content" or "problem id").
+        info: what cache.json says: backbone, width, dtype, keys ("image content" or "problem id"); where they were
+            extracted by this version also vision_feature, weights (their hash) and preprocessing.
         image_feature_size: width of the features.
         dtype: `torch.dtype` they are stored in.
 
     Pickling it, for a worker process, passes the path alone.
     """
 
-    def __init__(self, path: Path, info: dict, shards: list[Path], index: dict[str, np.ndarray]):
+    def __init__(self, path: Path, info: dict, shards: list[Shard], index: dict[str, np.ndarray]):
         self.path, self.info = path, info
         self.image_feature_size: int = info["width"]
         self.dtype: torch.dtype = getattr(torch, info["dtype"])
         self._shards, self._index = shards, index
-        self._maps: dict[int, tuple[mmap.mmap, int]] = {}  # shard -> its file, offset of its features
+        self._files: dict[int, object] = {}  # shard -> its open file
 
     @classmethod
     def open(cls, path: str | Path) -> "FeatureCache":
@@ -92,15 +54,29 @@ class FeatureCache:
 
         Raises:
             FileNotFoundError: there is no cache, or it holds nothing yet.
+            ValueError: one of its files is damaged; the same `mmcot features` mends it.
         """
         path = Path(path).absolute()
-        if not (path / "cache.json").is_file():
-            raise FileNotFoundError(f"{path}: no feature cache (no cache.json); make one with `mmcot features`")
-        shards = shard_paths(path)
-        if not shards:
-            raise FileNotFoundError(f"{path}: the feature cache is still empty; make it with `mmcot features`")
-        index = read_index(path, shards)
-        return cls(path, read_info(path), shards, join_keys(shards) if index is None else index)
+        info = read_info(path)
+        files = shard_paths(path)
+        if not files:
+            raise MissingFileError(f"{path}: the feature cache is still empty; make it with `mmcot features`")
+        shards, damage = [], []
+        for file in files:
+            try:
+                shards.append(read_shard(file, info))
+            except DamagedError as error:
+                damage.append(str(error))
+        index = None if damage else read_index(path, shards)
+        if index is None and not damage:
+            try:
+                index = join_rows(shards)
+            except DamagedError as error:
+                damage.append(str(error))
+        if damage:
+            more = f" (and {len(damage) - 1} more of its {len(files)} shards)" if len(damage) > 1 else ""
+            raise DamagedError(f"{damage[0]}{more}; {AGAIN}")
+        return cls(path, info, shards, index)
 
     def __reduce__(self):
         return FeatureCache.open, (self.path,)
@@ -110,6 +86,22 @@ class FeatureCache:
 
     def __contains__(self, key: str) -> bool:
         return self._find([key])[0] >= 0
+
+    def describe(self) -> str:
+        """What the features are, in one line."""
+        info = self.info
+        stored = f"features of {len(self):,} pictures, width {info['width']}, {info['dtype']}"
+        if info["keys"] == "problem id":
+            return f"{stored}, imported as {info['backbone']}'s: known by name and width only"
+        if "weights" not in info:
+            return f"{stored}, {info['backbone']}'s by an earlier version: known by name and width only"
+        return f"{stored}, {info['backbone']}'s {info['vision_feature']}, weights {info['weights'][:8]}"
+
+    def matches(self, vision, image_processor=None, vision_feature: str | None = None) -> bool:
+        """Whether the features are those of a backbone, as far as the cache knows; see `check_features_match`."""
+        from mmcot.training.features.match import differences
+
+        return not differences(self, vision, image_processor, vision_feature)
 
     @property
     def keys(self) -> list[str]:
@@ -138,7 +130,7 @@ class FeatureCache:
         found = self._find(flat)
         for key, place in zip(flat, found, strict=True):
             if place < 0:
-                raise ValueError(f"{self.path}: has no features under key {key!r}; add them with `mmcot features`")
+                raise UserError(f"{self.path}: has no features under key {key!r}; add them with `mmcot features`")
         places = (self._index[name][found].tolist() for name in ("shard", "start", "num_patches"))
         picture = iter(zip(*places, strict=True))
         pictures = [[next(picture) for _ in row] for row in keys]
@@ -171,51 +163,83 @@ class FeatureCache:
         return self._find(short)
 
     def _read(self, reads: list[tuple[int, int, np.ndarray]]) -> None:
-        """Copy patches out of the shards; per read: shard, first patch, and where to, (patches, bytes of a patch)."""
-        places = []
-        for shard, first, target in reads:
-            mapped, offset = self._map(shard)
-            offset += first * target.shape[1]
-            places.append((mapped, offset))
-            if hasattr(mmap, "MADV_WILLNEED"):  # one request for the lot, where page faults would fetch bit by bit
-                page = offset - offset % mmap.PAGESIZE
-                mapped.madvise(mmap.MADV_WILLNEED, page, offset + target.size - page)
-        for (mapped, offset), (_, _, target) in zip(places, reads, strict=True):
-            target[:] = np.frombuffer(mapped, np.uint8, target.size, offset).reshape(target.shape)
-        if hasattr(mmap, "MADV_DONTNEED"):  # else resident memory would grow to the size of all that was ever read
-            for shard in {shard for shard, _, _ in reads}:
-                self._map(shard)[0].madvise(mmap.MADV_DONTNEED)  # all of it: the kernel maps more than was asked for
+        """Copy patches out of the shards; per read: shard, first patch, and where to, (patches, bytes of a patch).
 
-    def _map(self, shard: int) -> tuple[mmap.mmap, int]:
-        """A shard's file and where its features begin."""
-        if shard not in self._maps:
-            with self._shards[shard].open("rb") as file:
-                header, offset = read_header(file)
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            self._maps[shard] = mapped, offset + header["features"]["data_offsets"][0]
-        return self._maps[shard]
+        Straight into the batch, at places in the files. Slices of `safe_open` are mapped memory, all of which counts
+        as resident once read, and took 1.5 times as long from the page cache and 40 times as long from disk.
+        """
+        places = [(shard, self._shards[shard].features_at + first * target.shape[1]) for shard, first, target in reads]
+        if hasattr(os, "posix_fadvise") and len(reads) > 1:  # the disk reads all of them at once
+            for (shard, place), (_, _, target) in zip(places, reads, strict=True):
+                os.posix_fadvise(self._file(shard).fileno(), place, target.nbytes, os.POSIX_FADV_WILLNEED)
+        for (shard, place), (_, _, target) in zip(places, reads, strict=True):
+            if target.size and not _read_at(self._file(shard), place, memoryview(target).cast("B")):
+                raise DamagedError(f"{self._shards[shard].path}: was cut off while it is in use; {AGAIN}")
+
+    def _file(self, shard: int):
+        file = self._files.get(shard)
+        if file is None:
+            if len(self._files) >= OPEN_FILES:
+                self._files.pop(next(iter(self._files))).close()  # the one that was opened first
+            file = self._files[shard] = self._shards[shard].path.open("rb", buffering=0)
+        return file
+
+    def __del__(self):
+        for file in getattr(self, "_files", {}).values():
+            file.close()
+
+
+def _read_at(file, place: int, target: memoryview) -> bool:
+    """Fills `target` with the file's bytes from `place` on; False where the file is too short."""
+    while target:
+        if hasattr(os, "preadv"):  # leaves the file's own position alone, which forked processes share
+            count = os.preadv(file.fileno(), [target], place)
+        else:  # Windows doesn't fork
+            file.seek(place)
+            count = file.readinto(target)
+        if not count:
+            return False
+        target, place = target[count:], place + count
+    return True
 
 
 def problem_keys(problem: dict, cache: FeatureCache) -> list[str]:
     """Keys of a problem's pictures in `cache`, in order; none for a problem without pictures.
 
+    Imported features go by ScienceQA's question ids. A problem whose id isn't one, or whose subject isn't one of
+    ScienceQA's, never gets them.
+
     Raises:
-        ValueError: the features of one of its pictures are not in the cache.
+        ValueError: the features of one of its pictures are not in the cache, or belong to another source's problem.
     """
     from mmcot.processing.image_processing_mmcot import image_references
 
     images = image_references(problem)
     if cache.info["keys"] == "problem id":
-        keys = [f"id:{problem['id']}"]
-        missing = keys[0] not in cache
-        if missing and not images:
-            return []
+        # without its files (image rule "none") a record still says that it has a picture
+        pictured = bool(images) or bool(problem.get("has_image"))
+        keys = [f"id:{problem.get('id')}"] if pictured or f"id:{problem.get('id')}" in cache else []
+        if keys and not is_original(problem):
+            raise UserError(
+                f"{cache.path}: holds features of ScienceQA's pictures under its question ids, but problem "
+                f"{problem.get('id')!r:.80} isn't ScienceQA's; extract features of these problems' own pictures with "
+                "`mmcot features`"
+            )
     else:
         keys = [image_key(image) for image in images]
-        missing = not all(key in cache for key in keys)
-    if missing:
-        raise ValueError(
+    if not all(key in cache for key in keys):
+        raise UserError(
             f"{cache.path}: lacks the features of a picture of problem {problem.get('id')}; run `mmcot features` on "
             "these problems, with the same image rule"
         )
     return keys
+
+
+def is_original(problem: dict) -> bool:
+    """Whether a problem can be one of ScienceQA's, as the original's files have it: by its id, and its subject if any.
+
+    The released features come without questions or pictures, so that nothing else can be compared.
+    """
+    id_ = str(problem.get("id"))
+    plain = id_.isascii() and id_.isdigit() and str(int(id_)) == id_
+    return plain and ("subject" not in problem or problem["subject"] in SUBJECTS)

@@ -1,13 +1,15 @@
 """Image features of a frozen backbone, computed once over the pictures of any problem source into a `FeatureCache`."""
 
-import hashlib
-import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
+from mmcot.training.common import MissingFileError, UserError
+
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
-MAX_PENDING_BYTES = 512 * 2**20  # pixels that wait for others of their size
+DATA_FILES = ("problems.json", "*.jsonl", "*.parquet")  # a folder without any of these is one of pictures
 DTYPES = ("float16", "bfloat16", "float32")
 
 
@@ -16,6 +18,8 @@ def extract_features(
     backbone,
     out: str | Path,
     *,
+    split: str | None = None,
+    image_rule: str = "all",
     image_processor=None,
     vision_feature: str | None = None,
     batch_size: int = 32,
@@ -29,15 +33,19 @@ def extract_features(
 ):
     """Run a backbone over every picture, once each, and return the `FeatureCache`.
 
-    Pictures that the cache has already are left out, so that an interrupted run is taken up by running it again. Under
-    `accelerate launch` each process takes a share of the problems and writes shards of its own. Pictures are never
-    padded: those of one size make up a batch, so that each one's features are those that it gets alone.
+    Pictures that the cache has already are left out, so that an interrupted run is taken up by running it again; what
+    is damaged in the cache is found and made anew. Under `accelerate launch` each process takes a share of the
+    problems and writes shards of its own. Pictures are never padded: those of one size make up a batch, so that each
+    one's features are those that it gets alone. A picture that can't be read doesn't stop the others: all such are
+    named at the end.
 
     Args:
-        problems: problem records (`load_problems`), or a folder that is searched for image files.
-        backbone: "detr", "vit", "clip" or "resnet", the paper's, from the Hub; a folder that `AutoModel` loads, with
-            its image processor's configuration; or a model.
+        problems: problem records, a source of them as `load_problems` takes it, or a folder that is searched for image
+            files.
+        backbone: "detr", "vit", "clip" or "resnet", the paper's; another image model in a folder or on the Hub, with
+            its image processor's configuration; or a model. See `load_backbone`.
         out: the cache's folder.
+        split, image_rule: as for `load_problems`, where `problems` is a source.
         image_processor: needed with a model, else in place of the backbone's own.
         vision_feature: output of the backbone to keep, `last_hidden_state` or `pooler_output`; the preset's, or the
             former.
@@ -49,51 +57,106 @@ def extract_features(
         shard_bytes: size of a shard; what an interruption can lose.
 
     Raises:
-        ValueError: a picture can't be read (the message names it); there are none; the folder holds other features.
+        UserError: an option is wrong; pictures can't be read (the message names them), or there are none; the features
+            aren't finite; the folder holds other features, or another process writes to it.
+        MissingFileError: no such problems, or the backbone can't be got.
     """
     import torch
     from accelerate import PartialState
     from torch.utils.data import DataLoader
     from tqdm import tqdm
 
+    from mmcot.training.features.backbone import load_backbone
     from mmcot.training.features.cache import FeatureCache
-    from mmcot.training.features.shards import SHARD_BYTES, FeatureWriter, shard_paths, write_index
+    from mmcot.training.features.pictures import Pictures, full_batches, group_by_size, unreadable_error
+    from mmcot.training.features.repair import tell_what_is_lost
+    from mmcot.training.features.shards import SHARD_BYTES, FeatureWriter, check_finite, shard_paths, write_index
 
-    state = None
+    _check_options(batch_size, num_workers, dtype, vision_feature)
+    device, state = _device(device), None
     if process_index is None:
-        state = PartialState(cpu=device == "cpu")
+        state = PartialState(cpu=device.type == "cpu")
         process_index, num_processes = state.process_index, state.num_processes
-        device = device or state.device
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = state.device if state.device.type == device.type and device.index is None else device
+    _try(device)
+    backbone = load_backbone(backbone, image_processor, vision_feature)  # first: it may have to be downloaded
     if isinstance(problems, str | Path):
-        problems = image_files(problems)
-    vision, image_processor, info = _load_backbone(backbone, image_processor, vision_feature)
-    vision = vision.to(device).eval()
-    out = Path(out)
-    with FeatureWriter(out, info, getattr(torch, dtype), process_index, shard_bytes or SHARD_BYTES) as writer:
-        done = FeatureCache.open(out) if shard_paths(out) else ()
-        if num_workers is None:
-            num_workers = _default_workers(device)
-        loader = DataLoader(
-            _Pictures(problems, range(process_index, len(problems), num_processes), image_processor, done),
-            batch_size=batch_size,
-            num_workers=num_workers,
-            collate_fn=_group_by_size,
-            pin_memory=device.type == "cuda",
-        )
-        loader = tqdm(loader, "features", disable=not show_progress or process_index > 0, unit="batch")
-        batches = _full_batches(loader, batch_size, pinned=device.type == "cuda")
-        for keys, features in _computed(batches, vision, device, info, writer.dtype):
-            writer.add(keys, features)
-    if state is not None:
-        state.wait_for_everyone()
-    if not shard_paths(out):
-        raise ValueError("there are no pictures to extract features from")
-    if state is None or state.is_main_process:
+        problems = _read_source(problems, split, image_rule)
+    vision, out = backbone.vision.to(device).eval(), Path(out)
+    info = {**backbone.info, "keys": "image content"}
+    make_writer = partial(FeatureWriter, out, info, getattr(torch, dtype), process_index, shard_bytes or SHARD_BYTES)
+    unreadable, error = [], None
+    with ExitStack() as stack:
+        writer, lost = _start_writing(stack, state, make_writer)
+        try:
+            done = FeatureCache.open(out) if shard_paths(out) else ()
+            loader = DataLoader(
+                Pictures(problems, range(process_index, len(problems), num_processes), backbone.image_processor, done),
+                batch_size=batch_size,
+                num_workers=_default_workers(device) if num_workers is None else num_workers,
+                collate_fn=group_by_size,
+                pin_memory=device.type == "cuda",
+            )
+            loader = tqdm(loader, "features", disable=not show_progress or process_index > 0, unit="batch")
+            batches = full_batches(loader, batch_size, unreadable, pinned=device.type == "cuda")
+            for keys, names, features in _computed(batches, vision, device, backbone.info["vision_feature"], dtype):
+                check_finite(features, names)  # here, where their names are known
+                writer.add(keys, features)
+            writer.close()
+        except UserError as found:
+            error = found
+        _raise_together(state, error)
+    if shard_paths(out) and (state is None or state.is_main_process):
         write_index(out)
-    if state is not None:
-        state.wait_for_everyone()
-    return FeatureCache.open(out)
+    error = unreadable_error(_from_all(state, unreadable))
+    if error is None and not shard_paths(out):
+        error = UserError("there are no pictures to extract features from")
+    _raise_together(state, error)
+    cache = FeatureCache.open(out)
+    tell_what_is_lost(lost, cache)
+    return cache
+
+
+def _check_options(batch_size: int, num_workers: int | None, dtype: str, vision_feature: str | None) -> None:
+    if batch_size < 1:
+        raise UserError(f"batch_size (--batch-size) is {batch_size}; it must be 1 or more")
+    if num_workers is not None and num_workers < 0:
+        raise UserError(f"num_workers (--num-workers) is {num_workers}; it must be 0 or more")
+    if dtype not in DTYPES:
+        raise UserError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
+    if vision_feature not in (None, "last_hidden_state", "pooler_output"):
+        raise UserError(f"vision_feature is {vision_feature!r}; it must be last_hidden_state or pooler_output")
+
+
+def _device(name):
+    """The device to compute on; a GPU if there is one."""
+    import torch
+
+    try:
+        return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise UserError(f"device (--device) is {name!r}; it must be cpu, cuda, cuda:1 or the like") from None
+
+
+def _try(device) -> None:
+    """Raises UserError where the device can't be used."""
+    import torch
+
+    try:
+        torch.zeros(1, device=device).cpu()
+    except Exception as error:  # of several kinds, by what is missing: the driver, the build, that many devices
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"device (--device) {device} can't be used here ({reason:.150}); leave it out") from None
+
+
+def _read_source(source: str | Path, split: str | None, image_rule: str):
+    """Problem records, or the image files of a folder that holds no problems."""
+    folder = Path(source)
+    if folder.is_dir() and not any(next(folder.rglob(name), None) for name in DATA_FILES):
+        return image_files(folder)
+    from mmcot.training.data.problems import load_problems
+
+    return load_problems(source, split, image_rule=image_rule, require_answer=False)
 
 
 def image_files(folder: str | Path) -> list[Path]:
@@ -103,7 +166,7 @@ def image_files(folder: str | Path) -> list[Path]:
         FileNotFoundError: no such folder.
     """
     if not Path(folder).is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder")
+        raise MissingFileError(f"{folder}: no such folder")
     return sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
@@ -112,166 +175,64 @@ def _default_workers(device) -> int:
     return min(cores, 16) if device.type == "cuda" else 1  # on a CPU the backbone needs the cores itself
 
 
-def _load_backbone(backbone, image_processor, vision_feature: str | None):
-    """(model, image processor, what cache.json shall say of them)."""
-    import torch
-    from transformers import AutoImageProcessor, AutoModel
+def _start_writing(stack: ExitStack, state, make_writer):
+    """This process's writer, and the keys of pictures in damaged shards.
 
-    from mmcot.processing.image_processing_mmcot import MMCoTImageProcessor, image_processor_for
-    from mmcot.vision_mmcot import VISION_PRESETS
-
-    feature = vision_feature or "last_hidden_state"
-    if isinstance(backbone, str) and backbone in VISION_PRESETS:
-        preset = VISION_PRESETS[backbone]
-        name, feature = backbone, vision_feature or preset.vision_feature
-        image_processor = image_processor or image_processor_for(backbone)
-        try:
-            vision = AutoModel.from_pretrained(preset.identifier)
-        except OSError as error:  # no network, or no such file: transformers' message has several lines
-            reason = str(error).strip().partition("\n")[0]
-            raise FileNotFoundError(f"{preset.identifier}: can't get the weights of {backbone}: {reason}") from error
-    elif isinstance(backbone, str | Path):
-        folder = Path(backbone)
-        if not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"{backbone}: neither a preset ({', '.join(VISION_PRESETS)}) nor a model's folder")
-        name, vision = folder.resolve().name, AutoModel.from_pretrained(folder)
-        if image_processor is None:
-            file = folder / "preprocessor_config.json"
-            own = file.is_file() and "MMCoTImageProcessor" in file.read_text(encoding="utf-8")
-            image_processor = (MMCoTImageProcessor if own else AutoImageProcessor).from_pretrained(folder)
-    else:
-        name, vision = type(backbone).__name__, backbone
-        if image_processor is None:
-            raise ValueError("a backbone that is given as a model needs its image_processor")
-    # weights and preprocessing decide the features, whatever they are called: those of another pair are never mixed in
-    settings = {key: value for key, value in image_processor.to_dict().items() if key != "auto_map"}
-    fingerprint = hashlib.blake2b(json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=16)
-    for parameter, value in vision.state_dict().items():
-        fingerprint.update(parameter.encode())
-        fingerprint.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    info = {
-        "backbone": name,
-        "vision_feature": feature,
-        "keys": "image content",
-        "fingerprint": fingerprint.hexdigest(),
-    }
-    return vision, image_processor, info
-
-
-class _Pictures:
-    """Item i: (key, pixel values) of each picture of problem i, without those that are done; or an error's text."""
-
-    def __init__(self, problems, indices: range, image_processor, done):
-        self.problems, self.indices, self.image_processor, self.done = problems, indices, image_processor, done
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, number: int) -> list[tuple] | str:
-        from mmcot.processing.image_processing_mmcot import image_references, load_image
-        from mmcot.training.features.cache import read_picture
-
-        problem = self.problems[self.indices[number]]
-        references = [problem] if isinstance(problem, Path) else image_references(problem)
-        pictures = []
-        for reference in references:
-            try:
-                key, content = read_picture(reference)
-                if key in self.done:
-                    continue
-                pixels = self.image_processor(load_image(content), return_tensors="pt")["pixel_values"][0]
-            except Exception as error:  # handed on as text: a worker's exception would arrive as a long traceback
-                name = f"{problem}" if isinstance(problem, Path) else f"problem {problem.get('id')}"
-                return f"{name}: its picture can't be read ({str(error).partition(chr(10))[0]:.200})"
-            pictures.append((key, pixels))
-        return pictures
-
-
-def _group_by_size(items: list[list[tuple] | str]) -> list[tuple]:
-    """(keys, pixel values (pictures, 3, height, width)) for each size that occurs; (None, text) for an error."""
-    import torch
-
-    groups = {}
-    for item in items:
-        if isinstance(item, str):
-            return [(None, item)]
-        for key, pixels in item:
-            groups.setdefault(pixels.shape, {})[key] = pixels  # a picture that occurs twice counts once
-    return [(list(group), torch.stack(list(group.values()))) for group in groups.values()]
-
-
-def _full_batches(loader: Iterable[list[tuple]], batch_size: int, pinned: bool = False) -> Iterator[tuple]:
-    """Batches of one size, full but for the last of each; the fullest goes early when too many pixels wait.
-
-    `pinned` pixels reach a GPU while it works. A batch that is full as it comes isn't copied.
+    The first process looks after the folder before others write to it.
     """
-    import torch
+    from mmcot.training.features.repair import put_damage_aside
 
-    seen = set()
-    waiting: dict[tuple, list[tuple]] = {}  # size -> [(key, pixels)]
-
-    def batch(size):
-        group = waiting[size]
-        waiting[size] = group[batch_size:]
-        keys, pixels = zip(*group[:batch_size], strict=True)
-        stacked = torch.empty(len(pixels), *size, dtype=pixels[0].dtype, pin_memory=pinned)
-        return list(keys), torch.stack(pixels, out=stacked)
-
-    pending = 0
-    for groups in loader:
-        for keys, pixels in groups:
-            if keys is None:
-                raise ValueError(pixels)
-            size = tuple(pixels.shape[1:])
-            group = waiting.setdefault(size, [])
-            shorts = [
-                int(key[:16], 16) for key in keys
-            ]  # 64 bits tell the pictures of one run apart, in little memory
-            if len(keys) == batch_size and not group and seen.isdisjoint(shorts):
-                seen.update(shorts)
-                yield keys, pixels
-                continue
-            for key, short, one in zip(keys, shorts, pixels, strict=True):
-                if short not in seen:
-                    seen.add(short)
-                    group.append((key, one))
-                    pending += one.nbytes
-            while len(waiting[size]) >= batch_size:
-                ready = batch(size)
-                pending -= ready[1].nbytes
-                yield ready
-        while pending > MAX_PENDING_BYTES:
-            ready = batch(max(waiting, key=lambda size: len(waiting[size])))
-            pending -= ready[1].nbytes
-            yield ready
-    for size in waiting:
-        while waiting[size]:
-            yield batch(size)
+    writer, lost, error = None, [], None
+    for first in (True, False):
+        if first == (state is None or state.is_main_process):
+            try:
+                writer = stack.enter_context(make_writer())
+                lost = put_damage_aside(writer.path) if first else []
+            except UserError as found:
+                error = found
+        _raise_together(state, error)
+    return writer, lost
 
 
-def _computed(batches: Iterable[tuple], vision, device, info: dict, dtype) -> Iterator[tuple]:
-    """(keys, features in `dtype` on the CPU); on a GPU one batch is copied back while the next is computed."""
+def _from_all(state, items: list) -> list:
+    """The items of all processes, in each of them."""
+    if state is None or state.num_processes == 1:
+        return items
+    from accelerate.utils import gather_object
+
+    return gather_object(items)
+
+
+def _raise_together(state, error: UserError | None) -> None:
+    """Raises one process's error in all of them, so that none waits for one that has stopped."""
+    for found in _from_all(state, [error]):
+        if found is not None:
+            raise found
+
+
+def _computed(batches: Iterable[tuple], vision, device, feature: str, dtype: str) -> Iterator[tuple]:
+    """(keys, names, features in `dtype` on the CPU); on a GPU one batch is copied back while the next is computed."""
     import torch
 
     from mmcot.vision_mmcot import extract_features as features_of
 
     before = None
-    for keys, pixels in batches:
+    for keys, names, pixels in batches:
         with torch.inference_mode():
             pixels = pixels.to(device, non_blocking=True)
-            features = features_of(vision, pixels, vision_feature=info["vision_feature"]).to(dtype)
+            features = features_of(vision, pixels, vision_feature=feature).to(getattr(torch, dtype))
             features = features.to("cpu", non_blocking=True)
             arrived = torch.cuda.Event() if device.type == "cuda" else None
             if arrived is not None:
                 arrived.record(torch.cuda.current_stream(device))
         if before is not None:
             yield _arrived(*before)
-        before = keys, features, arrived
+        before = keys, names, features, arrived
     if before is not None:
         yield _arrived(*before)
 
 
-def _arrived(keys: list[str], features, event) -> tuple:
+def _arrived(keys: list[str], names: list[str], features, event) -> tuple:
     if event is not None:
         event.synchronize()
-    return keys, features
+    return keys, names, features

@@ -14,7 +14,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from mmcot.training.features.cache import FeatureCache, content_key
+from mmcot.training.common import MissingFileError, UserError
+from mmcot.training.features.cache import FeatureCache
+from mmcot.training.features.image_keys import content_key
+from mmcot.training.features.layout import what_it_is
+from mmcot.training.features.repair import put_damage_aside, tell_what_is_lost
 from mmcot.training.features.shards import FeatureWriter, shard_paths, write_index
 from mmcot.vision_mmcot import VISION_PRESETS
 
@@ -50,12 +54,13 @@ def import_original(
         dtype: to store in; float32 keeps every bit.
 
     Raises:
-        FileNotFoundError, ValueError: a file is missing, can't be read in pieces, or has a shape that doesn't fit.
+        MissingFileError: a file is missing.
+        UserError: a file can't be read in pieces, or has a shape that doesn't fit.
     """
     features_file, name_map = Path(features_file), Path(name_map)
     for path in (features_file, name_map):
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file")
+            raise MissingFileError(f"{path}: no such file")
     opener = _opener(features_file)
     shape = tuple(opener().shape)
     width = None if checkpoint is None else checkpoint_feature_size(checkpoint)
@@ -73,6 +78,7 @@ def import_original(
         chunk, *shape[1:]
     )  # one for all: large blocks that come and go would leave the heap in pieces
     with FeatureWriter(out, info, getattr(torch, dtype)) as writer:
+        lost = put_damage_aside(writer.path)
         done = FeatureCache.open(out) if shard_paths(out) else ()
         left = sorted((row, key) for key, row in rows.items() if key not in done)
         for start in tqdm(range(0, len(left), chunk), "features", unit="chunk"):
@@ -86,14 +92,16 @@ def import_original(
                 same = (features == features[:, :1]).all(-1).all(-1)
                 if not same.all():
                     row = part[int((~same).nonzero()[0, 0])][0]
-                    raise ValueError(
+                    raise UserError(
                         f"{features_file}: row {row} isn't one vector repeated {shape[1]} times, so it is no ResNet "
                         "feature of the original's"
                     )
                 features = features[:, :1]
             writer.add([key for _, key in part], features)
     write_index(out)
-    return FeatureCache.open(out)
+    cache = FeatureCache.open(out)
+    tell_what_is_lost(lost, cache)
+    return cache
 
 
 def checkpoint_feature_size(folder: str | Path) -> int:
@@ -105,8 +113,13 @@ def checkpoint_feature_size(folder: str | Path) -> int:
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder}: holds no config.json, so it is no checkpoint")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        raise MissingFileError(f"{folder}: holds no config.json, so it is no checkpoint")
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+        config.get("image_feature_size")
+    except (ValueError, AttributeError):
+        reason = what_it_is(folder / "config.json", "not a JSON object")
+        raise UserError(f"{folder / 'config.json'}: {reason}; save or download the checkpoint again") from None
     for candidate in (config, config.get("answer_config") or {}, config.get("rationale_config") or {}):
         if candidate.get("image_feature_size"):
             return candidate["image_feature_size"]
@@ -123,7 +136,7 @@ def checkpoint_feature_size(folder: str | Path) -> int:
     for name, shape in shapes.items():
         if name.endswith("image_dense.weight"):
             return shape[1]
-    raise ValueError(f"{folder}: this checkpoint takes no image features (no image_feature_size, no image_dense)")
+    raise UserError(f"{folder}: this checkpoint takes no image features (no image_feature_size, no image_dense)")
 
 
 def _opener(path: Path) -> Callable[[], np.ndarray | torch.Tensor]:
@@ -131,13 +144,14 @@ def _opener(path: Path) -> Callable[[], np.ndarray | torch.Tensor]:
     if path.suffix == ".npy":
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except ValueError as error:
-            raise ValueError(f"{path}: not a .npy file of numbers ({error})") from None
+        except (ValueError, EOFError, OSError) as error:
+            reason = what_it_is(path, str(error).partition("\n")[0])
+            raise UserError(f"{path}: not a .npy file of numbers: {reason:.200}") from None
         if array.dtype.kind != "f":
-            raise ValueError(f"{path}: holds {array.dtype}, not floating-point numbers")
+            raise UserError(f"{path}: holds {array.dtype}, not floating-point numbers")
         return lambda: _with_patches(np.load(path, mmap_mode="r", allow_pickle=False))
     if path.suffix not in (".pth", ".pt"):
-        raise ValueError(f"{path}: expected a .npy, .pth or .pt file")
+        raise UserError(f"{path}: expected a .npy, .pth or .pt file")
 
     def load():
         return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
@@ -145,10 +159,10 @@ def _opener(path: Path) -> Callable[[], np.ndarray | torch.Tensor]:
     try:
         tensor = load()
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, … for what is one thing to the user
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"{path}: can't be mapped into memory as plain tensors: {reason:.200}") from None
+        reason = what_it_is(path, str(error).strip().partition("\n")[0])
+        raise UserError(f"{path}: can't be mapped into memory as plain tensors: {reason:.200}") from None
     if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
-        raise ValueError(f"{path}: holds a {type(tensor).__name__}, not one tensor of floating-point numbers")
+        raise UserError(f"{path}: holds a {type(tensor).__name__}, not one tensor of floating-point numbers")
     return lambda: _with_patches(load())
 
 
@@ -165,13 +179,13 @@ def _row(array: np.ndarray | torch.Tensor, row: int) -> torch.Tensor:
 def _check_shape(path: Path, shape: tuple, backbone: str | None, checkpoint, width: int | None) -> str:
     """The backbone's name, or a ValueError that says what doesn't fit."""
     if len(shape) != 3 or not shape[0]:
-        raise ValueError(f"{path}: has shape {shape}; released features are (rows, patches, width)")
+        raise UserError(f"{path}: has shape {shape}; released features are (rows, patches, width)")
     if backbone is not None and backbone not in _PRESET_SHAPES:
-        raise ValueError(f"{path}: --backbone {backbone!r} must be one of {', '.join(_PRESET_SHAPES)} here")
+        raise UserError(f"{path}: --backbone {backbone!r} must be one of {', '.join(_PRESET_SHAPES)} here")
     known = {expected: name for name, shapes in _PRESET_SHAPES.items() for expected in shapes}
     if width is not None:
         if shape[2] != width:
-            raise ValueError(
+            raise UserError(
                 f"{path}: its features are {shape[1:]}, {shape[2]} wide, but {checkpoint} was trained on features of "
                 f"width {width}: they come from another backbone"
             )
@@ -179,7 +193,7 @@ def _check_shape(path: Path, shape: tuple, backbone: str | None, checkpoint, wid
     found = f"{path}: its features are {shape[1:]} (patches, width)"
     if backbone is not None and shape[1:] not in _PRESET_SHAPES[backbone]:
         expected = " or ".join(map(str, sorted(_PRESET_SHAPES[backbone])))
-        raise ValueError(f"{found}, but those of {backbone} are {expected}")
+        raise UserError(f"{found}, but those of {backbone} are {expected}")
     if shape[1:] not in known:
         expected = ", ".join(
             f"{name} {expected}" for expected, name in sorted(known.items(), key=lambda item: item[1])
@@ -187,7 +201,7 @@ def _check_shape(path: Path, shape: tuple, backbone: str | None, checkpoint, wid
         hint = ""
         if shape[1:] == (577, 768):
             hint = "; a vit.npy of this shape circulates, made by another ViT than the checkpoints were trained with"
-        raise ValueError(f"{found}; the released checkpoints take {expected}{hint}")
+        raise UserError(f"{found}; the released checkpoints take {expected}{hint}")
     return known[shape[1:]]
 
 
@@ -197,8 +211,8 @@ def _read_name_map(path: Path, num_rows: int) -> dict[str, int]:
         content = json.loads(path.read_text(encoding="utf-8"))
         rows = {f"id:{name}": int(row) for name, row in content.items()}
     except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: expected a JSON object from question id to row number ({error})") from None
+        raise UserError(f"{path}: expected a JSON object from question id to row number ({error})") from None
     for key, row in rows.items():
         if not 0 <= row < num_rows:
-            raise ValueError(f"{path}: question {key[3:]} has row {row}, but the features have {num_rows} rows")
+            raise UserError(f"{path}: question {key[3:]} has row {row}, but the features have {num_rows} rows")
     return rows

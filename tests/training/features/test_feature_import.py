@@ -10,7 +10,7 @@ import torch
 from feature_helpers import in_child, released, resident
 
 from mmcot.training.features.cache import problem_keys
-from mmcot.training.features.extract import import_original
+from mmcot.training.features.original import import_original
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from transformers import DetrConfig, TimmWrapperConfig
 
 from mmcot.processing.image_processing_mmcot import image_processor_for
 from mmcot.training.commands import features as features_command
-from mmcot.training.features import extract
+from mmcot.training.features import pictures as picture_batches
 from mmcot.training.features.cache import FeatureCache, image_key, problem_keys
 from mmcot.training.features.extract import extract_features
 from mmcot.training.features.shards import FeatureWriter
@@ -177,7 +177,7 @@ def test_unreadable_and_missing_pictures_are_named(pictures, tmp_path):
     with pytest.raises(ValueError, match="no pictures"):
         small([{"id": "5", "images": []}], tmp_path / "cache")
     small(pictures, tmp_path / "cache")
-    with pytest.raises(ValueError, match="holds features with fingerprint"):  # other preprocessing
+    with pytest.raises(ValueError, match="holds features with preprocessing {'image_mean': .0.48.*not {'image_mean': .0.485"):  # other preprocessing
         extract_features(
             pictures, tiny_backbone("resnet"), tmp_path / "cache", image_processor=image_processor_for("resnet")
         )
@@ -185,7 +185,7 @@ def test_unreadable_and_missing_pictures_are_named(pictures, tmp_path):
 
 def test_pending_pixels_are_bounded(pictures, tmp_path, monkeypatch):
     whole = small(pictures, tmp_path / "whole")
-    monkeypatch.setattr(extract, "MAX_PENDING_BYTES", 0)
+    monkeypatch.setattr(picture_batches, "MAX_PENDING_BYTES", 0)
     assert_same(whole, small(pictures, tmp_path / "bounded", batch_size=8))
 
 
@@ -215,7 +215,7 @@ def test_command_says_what_is_missing(tmp_path, monkeypatch):
         ((), ValueError, "name a SOURCE and a --backbone"),
         (("--import-original", "detr.npy"), ValueError, "needs --name-map"),
         ((tmp_path, "--backbone", tmp_path / "none"), FileNotFoundError, "neither a preset .* nor a model's folder"),
-        ((tmp_path, "--backbone", "detr"), FileNotFoundError, "detr-resnet-101-dc5: can't get the weights of detr"),
+        ((tmp_path, "--backbone", "detr"), FileNotFoundError, "detr-resnet-101-dc5: can't get the backbone's weights"),
     ):
         with pytest.raises(error, match=message) as raised:
             command(*arguments, "--output", tmp_path / "cache")

@@ -1,0 +1,63 @@
+"""Keys of pictures in a feature cache: a hash of what the picture shows, wherever it lies."""
+
+import base64
+import hashlib
+import os
+import urllib.request
+from pathlib import Path
+
+from PIL import Image
+
+from mmcot.training.common import MissingFileError, UserError
+
+
+def image_key(reference) -> str:
+    """Content hash of a picture, 32 hexadecimal digits: its key in a `FeatureCache`.
+
+    Paths, URLs, bytes and {"path", "bytes"} are hashed by the encoded file, wherever it lies and whatever its name. A
+    PIL image or an array is hashed by its RGB pixels, since its file is gone; that key is not the file's.
+
+    Raises:
+        FileNotFoundError: no such file, or the URL can't be read.
+        ValueError: not an image reference.
+    """
+    return read_picture(reference)[0]
+
+
+def read_picture(reference) -> tuple[str, bytes | Image.Image]:
+    """A picture's key and content (encoded, or RGB pixels where it came as such), for `load_image` to take."""
+    if isinstance(reference, dict):
+        reference = reference["path"] if reference.get("bytes") is None else reference["bytes"]
+    if isinstance(reference, Image.Image) or hasattr(reference, "__array__"):
+        # here, since it imports much that reading a cache doesn't need
+        from mmcot.processing.image_processing_mmcot import load_image
+
+        image = load_image(reference)
+        return content_key(b"RGB %d %d " % image.size + image.tobytes()), image
+    data = _encoded(reference)
+    return content_key(data), data
+
+
+def content_key(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def _encoded(reference) -> bytes:
+    if isinstance(reference, bytes | bytearray | memoryview):
+        return bytes(reference)
+    if isinstance(reference, str) and reference.startswith(("http://", "https://")):
+        try:
+            with urllib.request.urlopen(reference, timeout=30) as response:
+                return response.read()
+        except OSError as error:
+            raise MissingFileError(f"{reference}: can't be read ({error})") from None
+    if isinstance(reference, str) and reference.startswith("data:image/"):
+        return base64.b64decode(reference.partition(",")[2])
+    if isinstance(reference, str | os.PathLike):
+        try:
+            return Path(reference).expanduser().read_bytes()
+        except FileNotFoundError:
+            raise MissingFileError(f"{reference}: no such picture") from None
+        except OSError as error:
+            raise UserError(f"{reference}: can't be read ({error.strerror or error})") from None
+    raise UserError(f"not an image reference: {reference!r:.80}")
