@@ -177,7 +177,9 @@ def test_unreadable_and_missing_pictures_are_named(pictures, tmp_path):
     with pytest.raises(ValueError, match="no pictures"):
         small([{"id": "5", "images": []}], tmp_path / "cache")
     small(pictures, tmp_path / "cache")
-    with pytest.raises(ValueError, match="holds features with preprocessing {'image_mean': .0.48.*not {'image_mean': .0.485"):  # other preprocessing
+    with pytest.raises(
+        ValueError, match="holds features with preprocessing {'image_mean': .0.48.*not {'image_mean': .0.485"
+    ):  # other preprocessing
         extract_features(
             pictures, tiny_backbone("resnet"), tmp_path / "cache", image_processor=image_processor_for("resnet")
         )
