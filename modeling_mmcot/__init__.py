@@ -30,6 +30,7 @@ def _load(name: str):
 @functools.cache
 def register_auto_classes() -> None:
     """Makes AutoConfig, AutoModel… and AutoProcessor know this package's classes; done on first use of any of them."""
+    importlib.import_module(".errors_mmcot", __name__)  # first: it refuses a transformers that is too old
     from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoModelForSeq2SeqLM, AutoProcessor
 
     importlib.import_module(".processing", __name__).register_image_processor()

@@ -124,10 +124,7 @@ def vision_of(recipe: Recipe):
 
 def load_vision(vision: str):
     """Configuration, pretrained backbone and feature of a preset or checkpoint."""
-    from transformers import AutoModel
+    from mmcot.vision_mmcot import load_vision as load_backbone
 
-    from mmcot.vision_mmcot import VISION_PRESETS
-
-    preset = VISION_PRESETS.get(vision)
-    model = AutoModel.from_pretrained(preset.identifier if preset else vision)
-    return model.config, model, preset.vision_feature if preset else "last_hidden_state"
+    model, feature = load_backbone(vision)
+    return model.config, model, feature
