@@ -48,6 +48,7 @@ class MMCoTConfig(T5Config):
         loss_on_padding: the loss counts padding in the labels, as the original code's does.
         max_source_length: longest source in tokens that the weights were trained for.
         source_truncation: how a longer one is cut, `"keep_ends"` or `"end"`; see `MMCoTProcessor`.
+        option_prefix_ids, option_letter_ids: as in `MMCoTTwoStageConfig`, for a model that answers in one stage.
     """
 
     model_type = "mmcot"
@@ -67,6 +68,8 @@ class MMCoTConfig(T5Config):
     loss_on_padding: bool = False
     max_source_length: int = 512
     source_truncation: str = "keep_ends"
+    option_prefix_ids: list[int] | None = None
+    option_letter_ids: list[int] | None = None
 
     def __post_init__(self, **kwargs):
         self.vision_config = _vision_config(self.vision_config)

@@ -16,6 +16,7 @@ from transformers.models.t5.modeling_t5 import T5PreTrainedModel, T5Stack
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
+from .answers_mmcot import answer_in_one_stage
 from .checkpoints_mmcot import adapt_checkpoint
 from .configuration_mmcot import MMCoTConfig
 from .errors_mmcot import ModelError
@@ -334,6 +335,13 @@ class MMCoTForConditionalGeneration(
             encoder_attentions=encoder_outputs.attentions,
             **{name: getattr(encoder_outputs, name, None) for name in IMAGE_OUTPUTS},
         )
+
+    def generate(self, *args, num_choices: Tensor | None = None, **kwargs):
+        """As any T5's. With `num_choices` (batch,), which the processor gives for whole problems, it answers them as
+        `MMCoTModel.generate` does, and gives an `MMCoTOutput`: see `answer_in_one_stage`."""
+        if num_choices is None:
+            return super().generate(*args, **kwargs)
+        return answer_in_one_stage(self, *args, num_choices=num_choices, **{"mode": "score", **kwargs})
 
     @property
     def accepts_loss_kwargs(self) -> bool:

@@ -9,34 +9,29 @@ import copy
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers.utils import ModelOutput
 
-from .answers_mmcot import MMCoTOutput, score_options, special_token_ids
+from .answers_mmcot import (
+    MMCoTOutput,
+    check_mode,
+    check_vocabulary,
+    encoder_options,
+    join_ragged,
+    mask_from_padding,
+    own_tokens,
+    prepare_generation_config,
+    score_options,
+)
 from .configuration_mmcot import MMCoTTwoStageConfig
+from .errors_mmcot import ModelError
 from .modeling_mmcot import MMCoTForConditionalGeneration
 from .pipeline_mmcot import MMCoTPipeline  # noqa: F401  (travels with the model: the loader follows imports)
 from .saving_mmcot import CompleteSaveMixin
-from .vision_mmcot import build_vision, get_image_features
+from .vision_mmcot import MMCoTImageFeatures, build_vision, get_image_features
 
 STAGES = ("rationale", "answer")
-MAX_RATIONALE_TOKENS = 512  # the paper's output length of stage 1
 MAX_ANSWER_TOKENS = 16  # "The answer is (B)." has 7
-
-
-def join_ragged(parts: list[tuple[Tensor, Tensor]], pad_token_id: int) -> tuple[Tensor, Tensor]:
-    """Joins masked id tensors row by row, without gaps, right-padded.
-
-    Args:
-        parts: pairs of ids (batch, length_i) and mask (batch, length_i), 1 where the id counts.
-
-    Returns:
-        ids (batch, longest row) and attention mask, both int64.
-    """
-    ids = torch.cat([part for part, _ in parts], dim=1)
-    mask = torch.cat([part.to(torch.bool) for _, part in parts], dim=1)
-    order = (~mask).to(torch.int8).argsort(dim=1, stable=True)  # real ids to the left, in their order
-    length = int(mask.sum(1).max())
-    ids, mask = ids.gather(1, order)[:, :length], mask.gather(1, order)[:, :length]
-    return ids.masked_fill(~mask, pad_token_id), mask.long()
+SPECIAL_TOKENS = ("pad_token_id", "eos_token_id", "decoder_start_token_id")
 
 
 class MMCoTModel(CompleteSaveMixin, PreTrainedModel, GenerationMixin):
@@ -48,7 +43,7 @@ class MMCoTModel(CompleteSaveMixin, PreTrainedModel, GenerationMixin):
 
     config_class = MMCoTTwoStageConfig
     main_input_name = "input_ids"
-    _no_split_modules = ["T5Block"]
+    _no_split_modules = ["T5Block", "GatedFusion"]
     _supports_sdpa = True
     supports_gradient_checkpointing = True
     _keep_in_fp32_modules = ["wo"]
@@ -86,48 +81,45 @@ class MMCoTModel(CompleteSaveMixin, PreTrainedModel, GenerationMixin):
                 and is saved with the model.
 
         Raises:
-            ValueError: the stages read image features of different widths, or two different backbones.
+            ModelError: the stages differ in what they must share (vocabulary, limits, image features, backbone), or
+                the processor doesn't fit them. They are then as they were.
         """
-        stages = [rationale] if answer is None else [rationale, answer]
-        widths = {stage.config.image_feature_size for stage in stages}
-        if len(widths) > 1:
-            raise ValueError(f"The stages read image features of different widths: {sorted(widths, key=str)}")
-        backbones = [stage.encoder.vision.state_dict() for stage in stages if stage.encoder.vision is not None]
-        if len(backbones) == 2 and not all(
-            torch.equal(weight, backbones[1][name]) for name, weight in backbones[0].items()
-        ):
-            raise ValueError("The stages read two different vision backbones, and the model holds one for both")
-        vision = next((stage.encoder.vision for stage in stages if stage.encoder.vision is not None), None)
-        vision_config = rationale.config.vision_config or stages[-1].config.vision_config
-        configs = []
-        for stage in stages:
-            stage.encoder.vision = None
-            stage.config.vision_config = stage.encoder.config.vision_config = None
-            configs.append(stage.config.to_dict())
+        stages = [rationale] if answer is None or answer is rationale else [rationale, answer]
+        _check_fit(stages, processor)
+        seeing = next((stage for stage in stages if stage.encoder.vision is not None), rationale)
+        vision = seeing.encoder.vision
+        configs = [copy.deepcopy(stage.config) for stage in stages]
+        for own in configs:
+            own.vision_config = None
         config = MMCoTTwoStageConfig(
             rationale_config=configs[0],
             answer_config=configs[-1],
-            vision_config=vision_config,
-            vision_feature=rationale.config.vision_feature,
-            freeze_vision=rationale.config.freeze_vision,
-            share_stages=answer is None,
+            vision_config=seeing.config.vision_config,
+            vision_feature=seeing.config.vision_feature,
+            freeze_vision=seeing.config.freeze_vision,
+            share_stages=len(stages) == 1,
+            **{name: getattr(rationale.config, name) for name in SPECIAL_TOKENS},
             **({} if processor is None else processor.answer_token_ids()),
         )
         with torch.device("meta"):  # only the frame: the trained modules move in as they are, ties and all
             model = cls(config)
+        model.generation_config = copy.deepcopy(rationale.generation_config)
+        for stage, own in zip(stages, configs, strict=True):  # all is checked: only now they change
+            stage.encoder.vision = stage.encoder.config.vision_config = None
+            stage.config = own
+            stage.generation_config = GenerationConfig.from_model_config(own)  # as it is after loading
         model.rationale, model.vision = rationale, vision
-        if answer is None:
+        if len(stages) == 1:
             object.__setattr__(model, "answer", rationale)
         else:
             model.answer = answer
-        model.generation_config = copy.deepcopy(rationale.generation_config)
         model.processor = processor
         return model.eval()
 
     def get_stage(self, stage: str) -> MMCoTForConditionalGeneration:
         """The network of "rationale" or "answer"."""
         if stage not in STAGES:
-            raise ValueError(f"There is no stage {stage!r}: choose one of {', '.join(STAGES)}")
+            raise ModelError(f"there is no stage {stage!r}: choose one of {', '.join(STAGES)}")
         return getattr(self, stage)
 
     def stage_alone(self, stage: str) -> MMCoTForConditionalGeneration:
@@ -146,7 +138,8 @@ class MMCoTModel(CompleteSaveMixin, PreTrainedModel, GenerationMixin):
             if name != "vision":
                 setattr(alone.encoder, name, module)
         alone.encoder.vision = self.vision
-        alone.generation_config = copy.deepcopy(self.generation_config)
+        options = self.generation_config if stage == "rationale" else source.generation_config
+        alone.generation_config = copy.deepcopy(options)
         alone.processor, alone._repository_files = self.processor, self._repository_files
         return alone.train(self.training)
 
@@ -159,6 +152,12 @@ class MMCoTModel(CompleteSaveMixin, PreTrainedModel, GenerationMixin):
     def get_output_embeddings(self):
         return self.rationale.get_output_embeddings()
 
+    def resize_token_embeddings(self, *args, **kwargs):
+        """As inherited, for both stages."""
+        for stage in {id(stage): stage for stage in (self.rationale, self.answer)}.values():
+            stage.resize_token_embeddings(*args, **kwargs)
+        return self.get_input_embeddings()
+
     def get_encoder(self, *args, **kwargs):
         return self.rationale.get_encoder(*args, **kwargs)
 
@@ -168,29 +167,29 @@ class MMCoTModel(CompleteSaveMixin, PreTrainedModel, GenerationMixin):
             self.vision.eval().requires_grad_(False)
         return self
 
-    def encode_images(
-        self, pixel_values: Tensor, pixel_mask: Tensor | None = None, image_attention_mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """As `MMCoTForConditionalGeneration.encode_images`, by the shared backbone."""
+    def get_image_features(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        image_attention_mask: Tensor | None = None,
+        **kwargs,
+    ) -> MMCoTImageFeatures:
+        """As `MMCoTForConditionalGeneration.get_image_features`, by the shared backbone."""
         if self.vision is None:
-            raise ValueError("This model has no vision backbone: pass `image_features` instead of `pixel_values`")
-        images = get_image_features(
-            self.vision,
-            pixel_values,
-            pixel_mask,
-            image_attention_mask,
-            vision_feature=self.config.vision_feature,
-            feature_size=self.config.rationale_config.image_feature_size,
-        )
-        return images.pooler_output, images.image_attention_mask
+            raise ModelError("pixel_values need a vision backbone, and this model has none: pass `image_features`")
+        names = {"vision_feature": self.config.vision_feature}
+        names["feature_size"] = self.config.rationale_config.image_feature_size
+        return get_image_features(self.vision, pixel_values, pixel_mask, image_attention_mask, **names, **kwargs)
 
     def _image_inputs(self, pixel_values, pixel_mask, image_features, image_attention_mask) -> dict[str, Tensor]:
-        """The image arguments of a stage, features computed; empty without an image or for text-only stages."""
-        if image_features is None and pixel_values is not None and self.vision is not None:
-            image_features, image_attention_mask = self.encode_images(pixel_values, pixel_mask, image_attention_mask)
+        """The image arguments of a stage, features computed; empty without an image."""
+        pictures = pixel_values is not None and (image_attention_mask is None or bool(image_attention_mask.any()))
+        if image_features is None and pictures:
+            images = self.get_image_features(pixel_values, pixel_mask, image_attention_mask)
+            image_features, image_attention_mask = images.pooler_output, images.image_attention_mask
         if image_features is None:
             return {}
-        inputs = {"image_features": image_features.to(self.rationale.dtype)}
+        inputs = {"image_features": image_features}
         if image_attention_mask is not None:
             inputs["image_attention_mask"] = image_attention_mask
         return inputs
@@ -213,10 +212,17 @@ class MMCoTModel(CompleteSaveMixin, PreTrainedModel, GenerationMixin):
         images = self._image_inputs(pixel_values, pixel_mask, image_features, image_attention_mask)
         return self.get_stage(stage)(input_ids=input_ids, attention_mask=attention_mask, **images, **kwargs)
 
+    def prepare_generation_config(
+        self, generation_config: GenerationConfig | None = None, **kwargs
+    ) -> tuple[GenerationConfig, dict]:
+        """The options that rationales are written with, and those of `kwargs` that are none; see
+        `answers_mmcot.prepare_generation_config`."""
+        return prepare_generation_config(self, generation_config, **kwargs)
+
     @torch.no_grad()
     def generate(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         answer_input_ids: Tensor | None = None,
         answer_attention_mask: Tensor | None = None,
@@ -236,98 +242,95 @@ class MMCoTModel(CompleteSaveMixin, PreTrainedModel, GenerationMixin):
         Args:
             input_ids, attention_mask (batch, length): source of the rationale stage, from `MMCoTProcessor`.
             answer_input_ids, answer_attention_mask (batch, length): source of the answer stage without rationale and
-                closing; likewise.
+                closing; likewise. A missing mask is 0 on padding.
             num_choices (batch,): choices of each problem; default: as many as there are letters.
             pixel_values, pixel_mask, image_features, image_attention_mask: as in `MMCoTForConditionalGeneration`.
-            rationale_ids (rows, length): take these rationales instead of writing some.
+            rationale_ids (rows, length): take these rationales instead of writing some; padding or -100 is left out.
             mode: "score" answers by one decoder step over the choices' letters and always gives an answer;
-                "generate" also decodes the answer freely, as the paper does.
+                "generate" also decodes the answer greedily, as the paper does.
             output_image_attention: give the attention over patches and the gate.
-            generation_config, kwargs: of the rationale (`num_beams`, `do_sample`, `num_return_sequences`, …).
+            generation_config, kwargs: of the rationale, all that transformers' `generate` takes (`num_beams`,
+                `do_sample`, `num_return_sequences`, `logits_processor`, `streamer`, …).
 
         Raises:
-            ValueError: an unknown mode, or the answer stage's inputs or token ids are missing.
+            ModelError: an unknown mode; the answer stage's inputs or token ids are missing; pixels without a backbone;
+                options of a rationale that is given.
         """
-        if mode not in ("score", "generate"):
-            raise ValueError(f'`mode` is "score" or "generate", not {mode!r}')
+        check_mode(mode)
         if answer_input_ids is None or self.config.answer_suffix_ids is None:
-            raise ValueError(
-                "Two-stage generation needs `answer_input_ids` from the processor, and `answer_suffix_ids`, "
+            raise ModelError(
+                "two-stage generation needs `answer_input_ids` from the processor, and `answer_suffix_ids`, "
                 "`option_prefix_ids` and `option_letter_ids` in the config (`MMCoTModel.from_stages(processor=…)`)"
             )
-        kwargs.pop("return_dict_in_generate", None)
         images = self._image_inputs(pixel_values, pixel_mask, image_features, image_attention_mask)
         output = MMCoTOutput(**images)
-
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
+        config = None
         if rationale_ids is None:
-            encoded = self._encode("rationale", input_ids, attention_mask, images, output_image_attention)
-            output.rationale_image_attentions = encoded.get("image_attentions")
-            output.rationale_image_gate = encoded.get("image_gate")
+            config, rest = self.prepare_generation_config(generation_config, **kwargs)
+            if attention_mask is None:
+                attention_mask = mask_from_padding(input_ids, self.rationale.config.pad_token_id)
+            options = {"output_image_attention": output_image_attention, **encoder_options(config)}
+            encoded = self._encode("rationale", input_ids, attention_mask, images, **options)
+            output.rationale_image_attentions = encoded.image_attentions
+            output.rationale_image_gate = encoded.image_gate
             rationale_ids = self.rationale.generate(
-                encoder_outputs=encoded,
-                attention_mask=attention_mask,
-                generation_config=self._rationale_generation_config(generation_config, kwargs),
+                input_ids, attention_mask=attention_mask, encoder_outputs=encoded, generation_config=config, **rest
             )
+            if isinstance(rationale_ids, ModelOutput):  # return_dict_in_generate
+                output.rationale_generation, rationale_ids = rationale_ids, rationale_ids.sequences
+        elif kwargs or generation_config is not None:
+            names = ", ".join(kwargs) or "generation_config"
+            raise ModelError(f"`rationale_ids` are given, so that nothing is generated with {names}")
         output.rationale_ids = rationale_ids
 
-        source, source_mask = self._answer_source(answer_input_ids, answer_attention_mask, rationale_ids)
+        source, source_mask = self._answer_source(
+            answer_input_ids, answer_attention_mask, rationale_ids, generation_config=config
+        )
         output.answer_source_ids, output.answer_source_mask = source, source_mask
-        repeats = source.shape[0] // input_ids.shape[0]
-        if repeats > 1:
-            images = {name: value.repeat_interleave(repeats, dim=0) for name, value in images.items()}
+        repeats = len(source) // len(answer_input_ids)
+        images = {name: value.repeat_interleave(repeats, dim=0) for name, value in images.items()}
+        if num_choices is not None:
+            num_choices = num_choices.repeat_interleave(repeats, dim=0)
         encoded = self._encode("answer", source, source_mask, images, output_image_attention)
-        output.answer_image_attentions = encoded.get("image_attentions")
-        output.answer_image_gate = encoded.get("image_gate")
+        output.answer_image_attentions = encoded.image_attentions
+        output.answer_image_gate = encoded.image_gate
         output.option_log_probs = score_options(
             self.answer,
-            encoded,
+            encoded.last_hidden_state,
             source_mask,
             self.config.option_prefix_ids,
             self.config.option_letter_ids,
-            None if num_choices is None else num_choices.repeat_interleave(repeats, dim=0),
+            num_choices,
         )
         if mode == "generate":
-            config = GenerationConfig(max_new_tokens=MAX_ANSWER_TOKENS, **special_token_ids(self.answer.config))
             output.answer_ids = self.answer.generate(
-                encoder_outputs=encoded, attention_mask=source_mask, generation_config=config
+                source, attention_mask=source_mask, encoder_outputs=encoded, max_new_tokens=MAX_ANSWER_TOKENS
             )
         return output
 
-    def _encode(self, stage: str, input_ids, attention_mask, images, output_image_attention: bool):
+    def _encode(self, stage: str, input_ids, attention_mask, images, output_image_attention: bool = False, **options):
         return self.get_stage(stage).get_encoder()(
             input_ids=input_ids,
             attention_mask=attention_mask,
             **images,
-            **({"output_image_attention": True} if output_image_attention else {}),
+            output_image_attention=output_image_attention,
             return_dict=True,
+            **options,
         )
 
-    def _rationale_generation_config(self, generation_config, kwargs) -> GenerationConfig:
-        config = copy.deepcopy(generation_config or self.generation_config)
-        for name, value in special_token_ids(self.rationale.config).items():
-            if getattr(config, name) is None:
-                setattr(config, name, value)
-        unused = config.update(**kwargs)
-        if unused:
-            raise ValueError(f"Neither a generation option nor an input of this model: {', '.join(sorted(unused))}")
-        if config.max_new_tokens is None and config.max_length in (None, GenerationConfig().max_length, 20):
-            config.max_new_tokens = MAX_RATIONALE_TOKENS
-        return config
-
-    def _answer_source(self, prefix_ids, prefix_mask, rationale_ids) -> tuple[Tensor, Tensor]:
+    def _answer_source(
+        self, prefix_ids, prefix_mask, rationale_ids, generation_config: GenerationConfig | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Joins question, rationale and `Answer:` as ids; what is too long is cut as `MMCoTProcessor` cuts it."""
         config = self.config.answer_config
         if prefix_mask is None:
-            prefix_mask = torch.ones_like(prefix_ids)
-        repeats = rationale_ids.shape[0] // prefix_ids.shape[0]
+            prefix_mask = mask_from_padding(prefix_ids, config.pad_token_id)
+        repeats, left_over = divmod(len(rationale_ids), len(prefix_ids))
+        if left_over or not repeats:
+            raise ModelError(f"there are {len(rationale_ids)} rationales for {len(prefix_ids)} problems")
         prefix_ids, prefix_mask = (t.repeat_interleave(repeats, dim=0) for t in (prefix_ids, prefix_mask))
         suffix_ids = prefix_ids.new_tensor(self.config.answer_suffix_ids).expand(prefix_ids.shape[0], -1)
-        special = prefix_ids.new_tensor(
-            [config.pad_token_id, self.rationale.config.decoder_start_token_id, config.eos_token_id]
-        )
-        keep = ~torch.isin(rationale_ids, special)
+        keep = own_tokens(rationale_ids, self.rationale.config, generation_config)
         limit = config.max_source_length
         if config.source_truncation == "keep_ends":
             keep &= keep.cumsum(1) <= limit - prefix_mask.sum(1, keepdim=True) - suffix_ids.shape[1]
@@ -338,3 +341,27 @@ class MMCoTModel(CompleteSaveMixin, PreTrainedModel, GenerationMixin):
             ids, mask = ids[:, :limit].clone(), mask[:, :limit]
             ids[cut, -1] = suffix_ids[cut, -1]  # the end token stays, as when a tokenizer truncates
         return ids, mask
+
+
+def _check_fit(stages: list[MMCoTForConditionalGeneration], processor) -> None:
+    """What two stages and their processor must have in common, before anything is changed."""
+    shared = ("vocab_size", "max_source_length", "source_truncation", "image_feature_size", *SPECIAL_TOKENS)
+    configs = [stage.config for stage in stages]
+    for name in shared:
+        values = [getattr(config, name) for config in configs]
+        if any(value != values[0] for value in values):
+            raise ModelError(f"the stages differ in {name}: {' and '.join(map(str, values))}")
+    backbones = [stage.encoder.vision for stage in stages if stage.encoder.vision is not None]
+    if len(backbones) == 2 and not _equal_weights(*backbones):
+        raise ModelError("the stages read two different vision backbones, and the model holds one for both")
+    if processor is not None:
+        for name in ("max_source_length", "source_truncation"):
+            ours, other = getattr(configs[0], name), getattr(processor, name)
+            if ours != other:
+                raise ModelError(f"the stages' {name} is {ours}, the processor's is {other}")
+        check_vocabulary(processor, configs[0])
+
+
+def _equal_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    weights, others = one.state_dict(), other.state_dict()
+    return weights.keys() == others.keys() and all(torch.equal(weights[name], others[name]) for name in weights)

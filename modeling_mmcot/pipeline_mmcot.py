@@ -1,12 +1,13 @@
 """`pipeline("multimodal-cot", model=REPO, trust_remote_code=True)`: a question in, reasons and an answer out."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from transformers import Pipeline
 
-from .answers_mmcot import answer_in_one_stage
+from .answers_mmcot import MMCoTOutput, check_mode, check_vocabulary
+from .errors_mmcot import ModelError
 
 
 class _Problems(torch.utils.data.Dataset):
@@ -18,16 +19,25 @@ class _Problems(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.problems)
 
-    def __getitem__(self, i: int):
-        return self.problems[i]
+    def __getitem__(self, i: int) -> dict:
+        return _numbered(i, self.problems[i])
+
+
+def _numbered(i: int, problem) -> dict:
+    """The problem with an id, so that an error about it tells which one it is."""
+    if not isinstance(problem, Mapping):
+        raise ModelError(
+            f"problem {i + 1} is a {type(problem).__name__}; it must be a dict with `question` and `choices`"
+        )
+    return {**problem, "id": f"number {i + 1}"} if problem.get("id") is None else dict(problem)
 
 
 class MMCoTPipeline(Pipeline):
     """Answers science questions with their rationale.
 
-    Call it with one problem or many (a list, a `datasets.Dataset`: gives a list; a generator: gives an iterator). A
-    problem is a dict with `question` and `choices` (2 to 26), and optionally `context`, `caption` and `image` (PIL
-    image, path, bytes, URL, a list of them, or None).
+    Call it with one problem (gives a dict), a list or a `datasets.Dataset` (gives a list), or a generator or a stream
+    such as a `datasets.IterableDataset` (gives an iterator). A problem is a dict with `question` and `choices` (2 to
+    26), and optionally `context`, `caption` and `image` (PIL image, path, bytes, URL, a list of them, or None).
 
     Call-time options:
         mode: "score" (default) answers with the most probable choice, "generate" decodes the answer freely as the
@@ -52,45 +62,44 @@ class MMCoTPipeline(Pipeline):
     def __init__(self, *args, processor=None, **kwargs):
         super().__init__(*args, processor=processor, **kwargs)
         if self.processor is None:
-            self.processor = getattr(self.model, "processor", None)
+            self.processor = self.model.processor
         if self.processor is None:
-            raise ValueError('The "multimodal-cot" pipeline needs a processor: pass `processor=`')
+            raise ModelError('the "multimodal-cot" pipeline needs a processor: pass `processor=`')
+        if self.model.processor is None:
+            self.model.processor = self.processor
         self.tokenizer = self.processor.tokenizer  # batching asks for one
         self.two_stage = hasattr(self.model, "rationale")
+        check_vocabulary(self.processor, self.model.config.get_text_config())
 
-    def _sanitize_parameters(
-        self,
-        mode: str = "score",
-        return_attention: bool = False,
-        self_consistency: int = 1,
-        blank_image: bool = False,
-        **generate_kwargs,
-    ):
-        if self_consistency < 1:
-            raise ValueError(f"`self_consistency` is a number of rationales, at least 1, not {self_consistency}")
-        forward = {
-            "mode": mode,
-            "return_attention": return_attention,
-            "self_consistency": self_consistency,
-            "blank_image": blank_image,
-            **generate_kwargs,
-        }
-        # only what the caller gave may override what was given when the pipeline was made
-        defaults = {"mode": "score", "return_attention": False, "self_consistency": 1, "blank_image": False}
-        return {}, {k: v for k, v in forward.items() if k not in defaults or v != defaults[k]}, {}
+    def _sanitize_parameters(self, **options):
+        # All that the caller gave, and no defaults: a call's options win over the pipeline's, whatever they are.
+        check_mode(options.get("mode", "score"))
+        rationales = options.get("self_consistency", 1)
+        if not isinstance(rationales, int) or rationales < 1:
+            raise ModelError(f"`self_consistency` is a number of rationales, at least 1, not {rationales!r}")
+        return {}, options, {}
 
-    def __call__(self, problems: dict | Iterable[dict], **kwargs: Any) -> dict | list[dict] | Iterable[dict]:
-        if not isinstance(problems, (dict, list, tuple)) and hasattr(problems, "__getitem__"):
-            return list(super().__call__(_Problems(problems), **kwargs))  # a datasets.Dataset or alike
-        if isinstance(problems, tuple):
-            problems = list(problems)
-        if isinstance(problems, list) and not problems:
-            return []
-        return super().__call__(problems, **kwargs)
+    def __call__(self, problems: Mapping | Iterable[Mapping], **options: Any) -> dict | list[dict] | Iterator[dict]:
+        if isinstance(problems, Mapping):
+            splits = [str(name) for name, value in problems.items() if hasattr(value, "column_names")]
+            if splits:
+                raise ModelError(f"this is a {type(problems).__name__}: choose a split, one of {', '.join(splits)}")
+            return super().__call__(problems, **options)
+        sized = hasattr(problems, "__len__") and hasattr(problems, "__getitem__")
+        if (
+            not (sized or isinstance(problems, Iterable))
+            or isinstance(problems, (str, bytes))
+            or hasattr(problems, "iloc")
+        ):
+            raise ModelError(
+                f"problems are a dict, or a list, data set or stream of dicts, not a {type(problems).__name__} (of a "
+                'pandas table: table.to_dict("records"))'
+            )
+        if sized:
+            return list(super().__call__(_Problems(problems), **options)) if len(problems) else []
+        return super().__call__((_numbered(i, problem) for i, problem in enumerate(problems)), **options)
 
-    def preprocess(self, problem: dict) -> dict:
-        if not isinstance(problem, dict):
-            raise ValueError(f"A problem is a dict with `question` and `choices`, not {type(problem).__name__}")
+    def preprocess(self, problem: Mapping) -> dict:
         self.processor.check_problem(problem)
         images = self.processor.load_images(problem)
         return {"problem": {**{k: v for k, v in problem.items() if k not in ("image", "images")}, "images": images}}
@@ -110,7 +119,9 @@ class MMCoTPipeline(Pipeline):
     ) -> dict:
         problems = inputs["problem"] if isinstance(inputs["problem"], list) else [inputs["problem"]]
         if self_consistency > 1:
-            generate_kwargs = {"do_sample": True, "num_return_sequences": self_consistency, **generate_kwargs}
+            if generate_kwargs.get("num_return_sequences", self_consistency) != self_consistency:
+                raise ModelError("give either `self_consistency` or `num_return_sequences`: both count the rationales")
+            generate_kwargs = {"do_sample": True, **generate_kwargs, "num_return_sequences": self_consistency}
         results = self._answer(problems, mode, return_attention, generate_kwargs)
         if blank_image:
             blind = [{**problem, "images": []} for problem in problems]
@@ -120,20 +131,8 @@ class MMCoTPipeline(Pipeline):
 
     def _answer(self, problems: list[dict], mode: str, return_attention: bool, generate_kwargs: dict) -> list[dict]:
         encoded = self.processor(problems, return_tensors="pt").to(self.device)
-        if self.two_stage:
-            outputs = self.model.generate(
-                **encoded, mode=mode, output_image_attention=return_attention, **generate_kwargs
-            )
-        else:
-            outputs = answer_in_one_stage(
-                self.model,
-                **encoded,
-                **self.processor.answer_token_ids(),
-                output_image_attention=return_attention,
-                **generate_kwargs,
-            )
-        rows = outputs.answer_ids if outputs.option_log_probs is None else outputs.option_log_probs
-        repeats = len(rows) // len(problems)
+        outputs = self.model.generate(**encoded, mode=mode, output_image_attention=return_attention, **generate_kwargs)
+        repeats = len(outputs.option_log_probs) // len(problems)
         repeated = [problem for problem in problems for _ in range(repeats)]
         results = self.processor.post_process(outputs, repeated)
         if return_attention:
@@ -146,14 +145,16 @@ class MMCoTPipeline(Pipeline):
         return result[0] if isinstance(result, list) else result
 
 
-def _attention(outputs, source_mask, row: int, repeats: int) -> dict:
+def _attention(outputs: MMCoTOutput, source_mask: torch.Tensor, row: int, repeats: int) -> dict:
     """Attention of one result, averaged over heads, padding left out: stage → array (source tokens, patches)."""
+    problem = row // repeats
     found = {}
     if outputs.rationale_image_attentions is not None:
-        found["rationale"] = (outputs.rationale_image_attentions[row // repeats], source_mask[row // repeats])
+        found["rationale"] = (outputs.rationale_image_attentions[problem], source_mask[problem])
     if outputs.answer_image_attentions is not None:
-        found["answer"] = (outputs.answer_image_attentions[row], outputs.answer_source_mask[row])
-    patches = None if outputs.image_attention_mask is None else outputs.image_attention_mask[row // repeats]
+        own = problem if len(outputs.answer_image_attentions) == len(source_mask) else row  # one stage reads once
+        found["answer"] = (outputs.answer_image_attentions[own], outputs.answer_source_mask[own])
+    patches = None if outputs.image_attention_mask is None else outputs.image_attention_mask[problem]
     arrays = {}
     for stage, (attention, tokens) in found.items():
         attention = attention.float().mean(0)[tokens.bool()]
@@ -165,18 +166,23 @@ def _attention(outputs, source_mask, row: int, repeats: int) -> dict:
 
 
 def _vote(results: list[dict]) -> dict:
-    """The most frequent answer (ties: the higher summed score), told by its most confident rationale."""
+    """The result of the answer with most votes, with `votes`.
+
+    The vote's tie goes to the higher summed score, then to the more confident rationale. Of those that agree, the most
+    confident rationale is given.
+    """
     if len(results) == 1:
         return results[0]
-    votes: dict[str, int] = {}
-    weight: dict[str, float] = {}
+
+    def score(result: dict) -> float:
+        return (result["scores"] or {}).get(result["answer"], 0.0)
+
+    agreeing: dict[str, list[dict]] = {}
     for result in results:
-        letter = result["answer"]
-        if letter is not None:
-            votes[letter] = votes.get(letter, 0) + 1
-            weight[letter] = weight.get(letter, 0.0) + result["scores"][letter]
+        if result["answer"] is not None:
+            agreeing.setdefault(result["answer"], []).append(result)
+    votes = {letter: len(group) for letter, group in agreeing.items()}
     if not votes:
         return {**results[0], "votes": votes}
-    winner = max(votes, key=lambda letter: (votes[letter], weight[letter]))
-    agreeing = [result for result in results if result["answer"] == winner]
-    return {**max(agreeing, key=lambda result: result["scores"][winner]), "votes": votes}
+    winner = max(agreeing.values(), key=lambda group: (len(group), sum(map(score, group)), max(map(score, group))))
+    return {**max(winner, key=score), "votes": votes}

@@ -8,7 +8,7 @@ import torch
 from two_stage_models import SIZES, make_stage
 
 from mmcot import MMCoTConfig, MMCoTForConditionalGeneration, MMCoTModel, MMCoTProcessor
-from mmcot.modeling_mmcot_two_stage import join_ragged
+from mmcot.answers_mmcot import join_ragged
 from mmcot.processing import build_prompt, image_processor_for
 from mmcot.training.data.embedded.generate import generate_problems
 
@@ -122,8 +122,13 @@ def test_images_matter(model, processor, problems):
 
 def test_features_computed_before_give_the_same_answers(model, processor, problems):
     inputs = processor(problems)
-    features, mask = model.encode_images(inputs.pop("pixel_values"), None, inputs.pop("image_attention_mask"))
-    output = model.generate(**inputs, image_features=features, image_attention_mask=mask, max_new_tokens=12)
+    images = model.get_image_features(inputs.pop("pixel_values"), None, inputs.pop("image_attention_mask"))
+    output = model.generate(
+        **inputs,
+        image_features=images.pooler_output,
+        image_attention_mask=images.image_attention_mask,
+        max_new_tokens=12,
+    )
     assert_same(processor.post_process(output, problems), answers(model, processor, problems))
 
 
@@ -208,7 +213,7 @@ def test_fresh_weights_have_t5s_initialisation(model):
 
 
 def test_stages_of_different_features_are_refused(processor):
-    with pytest.raises(ValueError, match="widths"):
+    with pytest.raises(ValueError, match="image_feature_size: 24 and None"):
         MMCoTModel.from_stages(make_stage(processor, 0), make_stage(processor, 1, vision_config=None), processor)
 
 

@@ -92,7 +92,7 @@ def _results(pipeline, batches, batch_size: int, mode: str, generate_kwargs: dic
     from mmcot.training.inference.engine import answer_questions
 
     model, processor = pipeline.model, pipeline.processor
-    config = model._rationale_generation_config(None, generate_kwargs) if pipeline.two_stage else None
+    config = model.prepare_generation_config(**generate_kwargs)[0] if pipeline.two_stage else None
     if (
         mode != "score"
         or config is None
