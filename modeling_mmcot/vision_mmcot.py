@@ -1,95 +1,20 @@
-"""Vision backbones: anything that `AutoModel` builds and that reads pixels, and the four of the paper as presets."""
+"""Vision backbones: anything that `AutoModel` builds and that reads pixels."""
 
 import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, DetrConfig, PreTrainedConfig, PreTrainedModel, TimmWrapperConfig
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .errors_mmcot import ModelError
-from .loading_mmcot import hub_arguments, loading_errors, read_weights
-
-
-@dataclass(frozen=True)
-class VisionPreset:
-    """One of the paper's image features.
-
-    Attributes:
-        identifier: the pretrained weights on the Hub.
-        config: makes the backbone's configuration, without a network.
-        vision_feature: the output that is used.
-        num_patches, image_feature_size: its shape, one image.
-    """
-
-    identifier: str
-    config: Callable[[], PreTrainedConfig]
-    vision_feature: str
-    num_patches: int
-    image_feature_size: int
-
-
-def _detr() -> PreTrainedConfig:
-    backbone = {
-        "model_type": "timm_backbone",
-        "backbone": "resnet101",
-        "features_only": True,
-        "out_indices": [1, 2, 3, 4],
-        "output_stride": 16,
-    }
-    return DetrConfig(backbone_config=backbone, dilation=True)
-
-
-def _timm(architecture: str) -> Callable[[], PreTrainedConfig]:
-    return lambda: TimmWrapperConfig(architecture=architecture)
-
-
-VISION_PRESETS = {
-    "detr": VisionPreset("facebook/detr-resnet-101-dc5", _detr, "last_hidden_state", 100, 256),
-    "vit": VisionPreset(
-        "timm/vit_large_patch32_384.orig_in21k_ft_in1k", _timm("vit_large_patch32_384"), "last_hidden_state", 145, 1024
-    ),
-    "clip": VisionPreset("timm/resnet101_clip.openai", _timm("resnet101_clip"), "last_hidden_state", 49, 2048),
-    "resnet": VisionPreset("timm/resnet50.a1_in1k", _timm("resnet50"), "pooler_output", 1, 2048),
-}
 
 
 def build_vision(config: PreTrainedConfig) -> PreTrainedModel:
     """The backbone with fresh weights. Never downloads."""
     return _reads_pixels(AutoModel.from_config(vision_tower(config)))
-
-
-def load_vision(name_or_path: str, vision_feature: str | None = None, **kwargs: Any) -> tuple[PreTrainedModel, str]:
-    """A pretrained backbone, and which of its outputs to use.
-
-    Args:
-        name_or_path: a preset ("detr", "vit", "clip", "resnet"), a folder or a Hub id. A checkpoint of image and text
-            (CLIP, SigLIP) gives its vision tower.
-        vision_feature: default: the preset's, or `"last_hidden_state"`.
-        kwargs: as `from_pretrained` takes them. Code of a repository runs only with `trust_remote_code=True`.
-
-    Raises:
-        ModelError: no such checkpoint, damaged or missing weights, or not a network that reads pixels alone.
-    """
-    preset = VISION_PRESETS.get(str(name_or_path))
-    source = preset.identifier if preset else str(name_or_path)
-    vision_feature = vision_feature or (preset.vision_feature if preset else "last_hidden_state")
-    kwargs.setdefault("trust_remote_code", False)
-    with loading_errors(source):
-        config = vision_tower(AutoConfig.from_pretrained(source, **kwargs))
-        read_weights(source, **hub_arguments(kwargs))
-        vision, info = AutoModel.from_pretrained(source, config=config, output_loading_info=True, **kwargs)
-    # many checkpoints of classifiers have no pooling layer, whose output then stays unused
-    unused = () if vision_feature == "pooler_output" else ("pooler.",)
-    missing = sorted(name for name in info["missing_keys"] if not name.startswith(unused))
-    if missing:
-        raise ModelError(
-            f"{source} lacks weights of {type(vision).__name__}, such as {missing[0]} ({len(missing)} in all)"
-        )
-    return _reads_pixels(vision), vision_feature
 
 
 def vision_tower(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -237,13 +162,10 @@ def get_image_features(
 
 
 __all__ = [
-    "VISION_PRESETS",
     "MMCoTImageFeatures",
-    "VisionPreset",
     "build_vision",
     "extract_features",
     "get_image_features",
-    "load_vision",
     "vision_feature_size",
     "vision_tower",
 ]

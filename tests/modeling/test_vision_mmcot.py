@@ -6,7 +6,7 @@ from tiny_models import IMAGE, tiny_model, vision_config
 from torch import nn
 from transformers import DetrConfig, TimmWrapperConfig
 
-from mmcot.vision_mmcot import VISION_PRESETS, build_vision, extract_features, get_image_features, vision_feature_size
+from mmcot.vision_mmcot import build_vision, extract_features, get_image_features, vision_feature_size
 
 
 def tiny_detr() -> DetrConfig:
@@ -139,28 +139,6 @@ def test_channels_last_maps_are_told_by_their_width():
         extract_features(_Maps(), torch.zeros(2, 3, 4, 4), feature_size=7)
     with pytest.raises(ValueError, match="no pooler_output"):
         extract_features(_Maps(), torch.zeros(2, 3, 4, 4), vision_feature="pooler_output")
-
-
-@pytest.mark.parametrize("name", VISION_PRESETS)
-def test_presets_describe_the_real_backbones(name):
-    preset = VISION_PRESETS[name]
-    with torch.device("meta"):
-        vision = build_vision(preset.config())
-    assert vision_feature_size(vision, preset.vision_feature) == preset.image_feature_size
-    if name == "detr":
-        assert vision.config.num_queries == preset.num_patches
-        assert vision.config.backbone_config.output_stride == 16  # DC5: the last stage isn't strided
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", VISION_PRESETS)
-def test_presets_give_the_paper_s_shapes(name):
-    preset = VISION_PRESETS[name]
-    size = 384 if name == "vit" else 224
-    vision = build_vision(preset.config()).eval()
-    with torch.no_grad():
-        features = extract_features(vision, torch.zeros(1, 3, size, size), None, preset.vision_feature)
-    assert features.shape == (1, preset.num_patches, preset.image_feature_size)
 
 
 def test_the_model_learns_its_width_from_the_backbone():

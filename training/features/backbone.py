@@ -11,7 +11,7 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoImageProcessor, AutoMode
 
 from mmcot.processing.image_processing_mmcot import MMCoTImageProcessor, image_processor_for
 from mmcot.training.common import MissingFileError, UserError
-from mmcot.vision_mmcot import VISION_PRESETS
+from mmcot.training.features.presets import VISION_PRESETS
 
 
 @dataclass

@@ -4,7 +4,7 @@ from mmcot.processing.image_processing_mmcot import image_references
 from mmcot.training.common import UserError
 from mmcot.training.features.backbone import load_backbone
 from mmcot.training.features.cache import FeatureCache, is_original, problem_keys
-from mmcot.vision_mmcot import VISION_PRESETS
+from mmcot.training.features.presets import VISION_PRESETS
 
 SHOWN = 5  # ids in a message
 

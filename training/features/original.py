@@ -18,9 +18,9 @@ from mmcot.training.common import MissingFileError, UserError
 from mmcot.training.features.cache import FeatureCache
 from mmcot.training.features.image_keys import content_key
 from mmcot.training.features.layout import what_it_is
+from mmcot.training.features.presets import VISION_PRESETS
 from mmcot.training.features.repair import put_damage_aside, tell_what_is_lost
 from mmcot.training.features.shards import FeatureWriter, shard_paths, write_index
-from mmcot.vision_mmcot import VISION_PRESETS
 
 CHUNK_BYTES = 16 * 2**20
 REPEATED = {"resnet": 512}  # the original repeats the one ResNet vector so many times

@@ -120,7 +120,7 @@ def make_plan(name: str, places: Places, training: bool = False, overrides: list
 
 
 def _backbone(vision: str) -> str:
-    from mmcot.vision_mmcot import VISION_PRESETS
+    from mmcot.training.features.presets import VISION_PRESETS
 
     return VISION_PRESETS[vision].identifier if vision in VISION_PRESETS else vision
 

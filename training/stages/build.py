@@ -56,7 +56,7 @@ def image_processor_of(vision: str | dict | None, image_size: int | None = None)
     if vision is None:
         return None
     from mmcot.processing import image_processor_for
-    from mmcot.vision_mmcot import VISION_PRESETS
+    from mmcot.training.features.presets import VISION_PRESETS
 
     if isinstance(vision, dict):
         return image_processor_for(image_size or vision.get("image_size", 224))
@@ -124,7 +124,7 @@ def vision_of(recipe: Recipe):
 
 def load_vision(vision: str):
     """Configuration, pretrained backbone and feature of a preset or checkpoint."""
-    from mmcot.vision_mmcot import load_vision as load_backbone
+    from mmcot.training.features.backbone import load_backbone
 
-    model, feature = load_backbone(vision)
-    return model.config, model, feature
+    backbone = load_backbone(vision)
+    return backbone.vision.config, backbone.vision, backbone.info["vision_feature"]
