@@ -2,16 +2,22 @@
 
 The original keeps its fusion at the top level (`image_dense.*`, the paper's first version) or in the encoder
 (`encoder.image_dense.*`, later), and not its image width, which only the weights tell.
+
+They are starting points of a training: this file stays with the installed package and goes into no Hub repository.
 """
 
 import copy
 import dataclasses
+import pickle
 import re
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
+from transformers.utils import WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
-from .errors_mmcot import ModelError
+from .errors_mmcot import ModelError, ModelFileError
+from .loading_mmcot import HUB_ARGUMENTS, weight_files, what_is_wrong
 
 T5_TYPES = (None, "t5", "mt5")  # mT5 is the same network with another vocabulary
 ORIGINAL_FUSION = {"image_dense": "image_proj", "gate_dense": "gate_proj", "mha_layer.out_proj": "out_proj"}
@@ -54,13 +60,38 @@ def convert_original_state_dict(state_dict: dict[str, Tensor]) -> dict[str, Tens
     return converted
 
 
+def read_pickled_weights(source, **hub) -> dict[str, Tensor]:
+    """The weights in `pytorch_model.bin` or its shards, by name; code in a pickle isn't run.
+
+    Raises:
+        ModelFileError: a file is damaged or holds anything but weights.
+    """
+    weights: dict[str, Tensor] = {}
+    for path in weight_files(source, (WEIGHTS_NAME, WEIGHTS_INDEX_NAME), hub):
+        try:
+            try:
+                loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except RuntimeError:  # PyTorch's format before 1.6 can't be mapped
+                loaded = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise ModelFileError(
+                f"{path} {what_is_wrong(path)}, or holds more than weights: get safetensors"
+            ) from error
+        except (RuntimeError, OSError, EOFError) as error:
+            raise ModelFileError(f"{path} {what_is_wrong(path)}: download it again, best as safetensors") from error
+        if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+            raise ModelFileError(f"{path} is not a dictionary of weights")
+        weights.update(loaded)
+    return weights
+
+
 def adapt_checkpoint(config_class, source, saved_config: dict, weights: dict[str, Tensor], config, kwargs: dict):
     """What to load in place of a checkpoint that may be a T5's or the original's.
 
     Args:
         config_class: of the model that is to be made.
         source: the checkpoint's name, for messages.
-        saved_config, weights: what its files hold.
+        saved_config, weights: what its config.json and safetensors files hold.
         config: the one that the caller gave, or None.
         kwargs: the caller's further arguments; fields of the configuration are taken out of them.
 
@@ -70,6 +101,8 @@ def adapt_checkpoint(config_class, source, saved_config: dict, weights: dict[str
     Raises:
         ModelError: not a T5; a fusion that is incomplete, of another width, or announced and not there.
     """
+    hub = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
+    weights = weights or read_pickled_weights(source, **hub)
     model_type = saved_config.get("model_type")
     original = any(is_original_key(key) for key in weights)
     if model_type == config_class.model_type and not original:

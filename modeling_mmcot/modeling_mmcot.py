@@ -5,6 +5,7 @@ caches, adapters, trainers) works here: the decoder sees only an encoder output.
 """
 
 import copy
+import importlib
 from dataclasses import dataclass
 
 import torch
@@ -17,30 +18,25 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .answers_mmcot import answer_in_one_stage
-from .checkpoints_mmcot import adapt_checkpoint
 from .configuration_mmcot import MMCoTConfig
 from .errors_mmcot import ModelError
 from .fusion_mmcot import GatedFusion
 from .pipeline_mmcot import MMCoTPipeline  # noqa: F401  (travels with the model: the loader follows imports)
 from .saving_mmcot import CompleteSaveMixin
-from .vision_mmcot import MMCoTImageFeatures, build_vision, get_image_features, vision_feature_size
+from .vision_mmcot import build_vision, get_image_features, vision_feature_size
 
-IMAGE_OUTPUTS = ("image_hidden_states", "image_attentions", "image_gate")
 # what transformers calls the decoder's cache, before and since 5.24
 CACHE = "cache" if "cache" in Seq2SeqLMOutput.__dataclass_fields__ else "past_key_values"
 
 
 @dataclass
 class MMCoTEncoderOutput(BaseModelOutput):
-    """What the encoder gives out.
+    """The encoder's output; its last hidden state is the fused one. With `output_image_attention` there are:
 
     Attributes:
-        last_hidden_state: (batch, text, d_model), after the fusion.
         image_hidden_states: (batch, patches, width), the image features that were fused.
         image_attentions: (batch, heads, text, patches), each token's attention over patches.
         image_gate: (batch, text, d_model), the share of the image in each value.
-
-    The last three are there if `output_image_attention` asks for them.
     """
 
     image_hidden_states: Tensor | None = None
@@ -96,21 +92,14 @@ class MMCoTEncoder(MMCoTPreTrainedModel, T5Stack):
 
     def __init__(self, config: MMCoTConfig):
         T5Stack.__init__(self, config)
+        self.vision = self.fusion = None
         if config.vision_config is not None:
             self.vision = build_vision(config.vision_config)
             if config.image_feature_size is None:
                 config.image_feature_size = vision_feature_size(self.vision, config.vision_feature)
-        else:
-            self.vision = None
         if config.image_feature_size is not None:
-            self.fusion = GatedFusion(
-                config.d_model,
-                config.image_feature_size,
-                num_heads=config.fusion_num_heads,
-                gated=config.fusion_gate == "sigmoid",
-            )
-        else:
-            self.fusion = None
+            gated = config.fusion_gate == "sigmoid"
+            self.fusion = GatedFusion(config.d_model, config.image_feature_size, config.fusion_num_heads, gated)
         self.post_init()  # T5Stack has called it before these two existed
         self.train(self.training)
 
@@ -122,25 +111,12 @@ class MMCoTEncoder(MMCoTPreTrainedModel, T5Stack):
         return self
 
     @can_return_tuple
-    def get_image_features(
-        self,
-        pixel_values: Tensor,
-        pixel_mask: Tensor | None = None,
-        image_attention_mask: Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> MMCoTImageFeatures:
-        """Image features by the backbone inside the model; its `pooler_output` is what `image_features` takes.
-
-        Args:
-            pixel_values: (batch, 3, H, W), or (batch, images, 3, H, W) for several images a row.
-            pixel_mask: (batch, H, W) or (batch, images, H, W), for backbones that take one.
-            image_attention_mask: (batch, images), False where there is no image; what stands there isn't looked at.
-            kwargs: for the backbone (`output_attentions`, `output_hidden_states`).
-        """
+    def get_image_features(self, pixel_values: Tensor, *args, **kwargs: Unpack[TransformersKwargs]):
+        """Image features by the backbone inside the model: `get_image_features` of vision_mmcot.py."""
         if self.vision is None:
             raise ModelError("pixel_values need a vision backbone, and this model has none: set vision_config")
-        names = {"vision_feature": self.config.vision_feature, "feature_size": self.fusion.image_size}
-        return get_image_features(self.vision, pixel_values, pixel_mask, image_attention_mask, **names, **kwargs)
+        options = {"vision_feature": self.config.vision_feature, "feature_size": self.config.image_feature_size}
+        return get_image_features(self.vision, pixel_values, *args, **options, **kwargs)
 
     @can_return_tuple
     def forward(
@@ -168,14 +144,13 @@ class MMCoTEncoder(MMCoTPreTrainedModel, T5Stack):
         if image_features is None and pixel_values is not None:
             images = self.get_image_features(pixel_values, pixel_mask, image_attention_mask, return_dict=True)
             image_features, image_attention_mask = images.pooler_output, images.image_attention_mask
-        fused, output.image_attentions, output.image_gate = self.fusion(
-            output.last_hidden_state, image_features, image_attention_mask, output_attentions=output_image_attention
+        output.last_hidden_state, output.image_attentions, output.image_gate = self.fusion(
+            text.last_hidden_state, image_features, image_attention_mask, output_attentions=output_image_attention
         )
-        output.last_hidden_state = fused
         if output_image_attention:
             output.image_hidden_states = image_features
         if output.hidden_states is not None:
-            output.hidden_states = (*output.hidden_states[:-1], fused)
+            output.hidden_states = (*output.hidden_states[:-1], output.last_hidden_state)
         return output
 
 
@@ -220,7 +195,16 @@ class MMCoTForConditionalGeneration(
 
     @classmethod
     def _adapt(cls, source, saved_config, weights, config, kwargs):
-        return adapt_checkpoint(cls.config_class, source, saved_config, weights, config, kwargs)
+        own = saved_config.get("model_type") == cls.config_class.model_type
+        if own and weights and not any("mha_layer." in name for name in weights):
+            return config, None
+        try:  # not as a plain import, which would bring the file into every Hub repository
+            checkpoints = importlib.import_module(".checkpoints_mmcot", __package__)
+        except ModuleNotFoundError as error:
+            if own:
+                return config, None
+            raise ModelError(f"{source} is of another kind: the installed package mmcot can start from it") from error
+        return checkpoints.adapt_checkpoint(cls.config_class, source, saved_config, weights, config, kwargs)
 
     def _after_loading(self, info):
         if any(key.startswith("encoder.vision.") for key in info["missing_keys"]):
@@ -333,7 +317,9 @@ class MMCoTForConditionalGeneration(
             encoder_last_hidden_state=encoder_outputs.last_hidden_state,
             encoder_hidden_states=encoder_outputs.hidden_states,
             encoder_attentions=encoder_outputs.attentions,
-            **{name: getattr(encoder_outputs, name, None) for name in IMAGE_OUTPUTS},
+            image_hidden_states=getattr(encoder_outputs, "image_hidden_states", None),
+            image_attentions=getattr(encoder_outputs, "image_attentions", None),
+            image_gate=getattr(encoder_outputs, "image_gate", None),
         )
 
     def generate(self, *args, num_choices: Tensor | None = None, **kwargs):

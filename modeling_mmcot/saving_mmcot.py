@@ -19,23 +19,14 @@ from transformers import GenerationConfig, PreTrainedConfig
 from transformers.utils import cached_file
 
 from .errors_mmcot import ModelError
-from .loading_mmcot import HUB_ARGUMENTS, check_loaded, hub_arguments, loading_errors, read_weights
+from .loading_mmcot import HUB_ARGUMENTS, check_loaded, loading_errors, read_weights
 
 TASK = "multimodal-cot"
-# Written by others than the model: carried over from the repository that the model was loaded from.
-REPOSITORY_FILES = (
-    "processor_config.json",
-    "preprocessor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "spiece.model",
-    "README.md",
-    "LICENSE",
-)
 UPLOAD_ARGUMENTS = ("repo_id", "private", "token", "commit_message", "commit_description", "revision", "create_pr")
-ABOUT_FILES = (*HUB_ARGUMENTS, "use_safetensors", "variant")
-PROCESSING_FILES = ("processing_mmcot.py", "image_processing_mmcot.py", "prompts_mmcot.py")
+# Written by others than the model: carried over from the repository that the model was loaded from.
+REPOSITORY_FILES = ["README.md", "LICENSE", "processor_config.json", "preprocessor_config.json", "spiece.model"]
+REPOSITORY_FILES += ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
+PROCESSING_FILES = ["processing_mmcot.py", "image_processing_mmcot.py", "prompts_mmcot.py"]
 
 
 def _processing_folder() -> Path | None:
@@ -45,9 +36,13 @@ def _processing_folder() -> Path | None:
 
 
 def code_files() -> list[Path]:
-    """The source files that travel with a model: this one, its siblings and the processor's."""
+    """The source files that travel with a model: this one, its siblings and the processor's.
+
+    Not checkpoints_mmcot.py, which reads what others wrote to start a training from it.
+    """
     folders = [Path(__file__).parent, _processing_folder()]
-    return sorted(file for folder in folders if folder for file in folder.glob("*_mmcot*.py"))
+    files = [file for folder in folders if folder for file in folder.glob("*_mmcot*.py")]
+    return sorted(file for file in files if file.name != "checkpoints_mmcot.py")
 
 
 def read_repository_files(source, **hub) -> dict[str, bytes]:
@@ -68,16 +63,8 @@ def read_repository_files(source, **hub) -> dict[str, bytes]:
 
     found = {}
     for name in REPOSITORY_FILES if installed else REPOSITORY_FILES + PROCESSING_FILES:
-        path = cached_file(
-            source,
-            name,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-            _raise_exceptions_for_gated_repo=False,
-            **hub,
-        )
-        if path is not None:
-            found[name] = Path(path).read_bytes()
+        with contextlib.suppress(OSError):  # absent
+            found[name] = Path(cached_file(source, name, **hub)).read_bytes()
             if installed and name.endswith("config.json"):
                 settings = json.loads(found[name], object_hook=own_code)
                 found[name] = json.dumps(settings, indent=2, ensure_ascii=False).encode() + b"\n"
@@ -104,33 +91,33 @@ class CompleteSaveMixin:
             ModelError: a file is missing or damaged; weights are missing, too many, of other shapes or not finite. One
                 line names them.
         """
-        source, hub = pretrained_model_name_or_path, hub_arguments(kwargs)
+        source = pretrained_model_name_or_path
         if source is None:
             return super().from_pretrained(None, *model_args, config=config, **kwargs)
-        give_info = kwargs.pop("output_loading_info", False)
-        any_shape = kwargs.pop("ignore_mismatched_sizes", False)
+        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
+        give_info, any_shape = kwargs.pop("output_loading_info", False), kwargs.pop("ignore_mismatched_sizes", False)
+        kwargs |= {"weights_only": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
         with loading_errors(source):
             try:
                 saved_config, _ = PreTrainedConfig.get_config_dict(source, **hub)
             except OSError:  # an adapter's folder, a GGUF file, nothing at all: transformers knows or says it better
                 saved_config = {}
             weights = read_weights(source, **hub)
-            converted = None
-            if saved_config:
-                config, converted = cls._adapt(source, saved_config, weights, config, kwargs)
-            where = source
-            if converted is not None:
-                where, kwargs = None, {name: value for name, value in kwargs.items() if name not in ABOUT_FILES}
-                kwargs["state_dict"] = converted
-            kwargs |= {"weights_only": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
-            model, info = super().from_pretrained(where, *model_args, config=config, **kwargs)
-            if converted is not None:
+            config, weights = (
+                cls._adapt(source, saved_config, weights, config, kwargs) if saved_config else (config, None)
+            )
+            if weights is None:
+                model, info = super().from_pretrained(source, *model_args, config=config, **kwargs)
+            else:
+                about_files = (*HUB_ARGUMENTS, "use_safetensors", "variant")
+                kwargs = {name: value for name, value in kwargs.items() if name not in about_files}
+                model, info = super().from_pretrained(None, *model_args, config=config, state_dict=weights, **kwargs)
                 model.config.name_or_path = str(source)
                 with contextlib.suppress(OSError):  # such folders rarely have one
                     model.generation_config = GenerationConfig.from_pretrained(source, **hub)
             model._after_loading(info)
         check_loaded(source, model, info, saved_config, any_shape)
-        if saved_config.get("model_type", "").startswith("mmcot"):  # a plain T5's card doesn't describe this model
+        if str(saved_config.get("model_type")).startswith("mmcot"):  # a plain T5's card doesn't describe this model
             model._repository_files = read_repository_files(source, **hub)
         return (model, info) if give_info else model
 
@@ -210,15 +197,25 @@ class CompleteSaveMixin:
 
 def _minimal_card(model) -> str:
     """A card that claims nothing: no results are known here."""
-    return (
-        "---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\ntags:\n- multimodal-cot\n---\n\n"
-        f"# {type(model).__name__}\n\n"
-        "A Multimodal Chain-of-Thought model (Zhang et al., [arXiv 2302.00923](https://arxiv.org/abs/2302.00923)), "
-        f"{model.num_parameters() / 1e6:.1f} M parameters. No evaluation is recorded for these weights.\n\n"
-        "```python\nfrom transformers import pipeline\n\n"
-        f'answer = pipeline("{TASK}", model="<this repository>", trust_remote_code=True)\n'
-        'answer({"question": "…", "choices": ["…", "…"], "image": "picture.png"})\n```\n'
-    )
+    return f"""---
+library_name: transformers
+pipeline_tag: image-text-to-text
+tags:
+- multimodal-cot
+---
+
+# {type(model).__name__}
+
+A Multimodal Chain-of-Thought model (Zhang et al., [arXiv 2302.00923](https://arxiv.org/abs/2302.00923)),
+{model.num_parameters() / 1e6:.1f} M parameters. No evaluation is recorded for these weights.
+
+```python
+from transformers import pipeline
+
+answer = pipeline("{TASK}", model="<this repository>", trust_remote_code=True)
+answer({{"question": "…", "choices": ["…", "…"], "image": "picture.png"}})
+```
+"""
 
 
 __all__ = ["CompleteSaveMixin", "code_files", "read_repository_files"]

@@ -50,57 +50,6 @@ def vision_feature_size(vision: PreTrainedModel, vision_feature: str) -> int:
     raise ModelError(f"{type(vision).__name__} doesn't say how wide its features are: set image_feature_size")
 
 
-def extract_features(
-    vision: PreTrainedModel,
-    pixel_values: Tensor,
-    pixel_mask: Tensor | None = None,
-    vision_feature: str = "last_hidden_state",
-    feature_size: int | None = None,
-) -> Tensor:
-    """Run the backbone.
-
-    Args:
-        vision: any image model.
-        pixel_values: (images, channels, height, width).
-        pixel_mask: (images, height, width), for backbones that take one (DETR).
-        vision_feature: the output to use.
-        feature_size: expected width, which tells (n, C, h, w) maps from (n, h, w, C) ones.
-
-    Returns:
-        (images, patches, width). A feature map becomes its grid's cells, row by row; a pooled vector one patch.
-
-    Raises:
-        ModelError: the backbone has no such output, or one of another width.
-    """
-    return _run(vision, pixel_values, pixel_mask, vision_feature, feature_size)[1]
-
-
-def _run(vision, pixel_values, pixel_mask, vision_feature, feature_size, **kwargs) -> tuple[Any, Tensor]:
-    """What the backbone gives, and the features in it."""
-    # Its own attentions are never used, and timm's networks refuse even a configuration that asks for them.
-    optional = {"pixel_mask": pixel_mask, "output_attentions": False, "output_hidden_states": False}
-    accepted = inspect.signature(vision.forward).parameters
-    inputs = {name: value for name, value in optional.items() if value is not None and name in accepted} | kwargs
-    output = vision(pixel_values=pixel_values.to(vision.dtype), return_dict=True, **inputs)
-    features = getattr(output, vision_feature, None)
-    if features is None:
-        raise ModelError(f"{type(vision).__name__} gives no {vision_feature}; choose the other vision_feature")
-    if features.dim() == 4:
-        if feature_size is not None and features.shape[1] != feature_size and features.shape[-1] == feature_size:
-            features = features.flatten(1, 2)  # (n, h, w, C) -> (n, h * w, C)
-        else:
-            features = features.flatten(2).transpose(1, 2)  # (n, C, h, w) -> (n, h * w, C)
-        if vision_feature == "pooler_output":  # pooled maps keep their 1 x 1 grid in some backbones
-            features = features.flatten(1)
-    if features.dim() == 2:
-        features = features[:, None]  # (n, C) -> (n, 1, C)
-    if feature_size is not None and features.shape[-1] != feature_size:
-        raise ModelError(
-            f"{type(vision).__name__} gives features of width {features.shape[-1]}, the fusion takes {feature_size}"
-        )
-    return output, features
-
-
 @dataclass
 class MMCoTImageFeatures(BaseModelOutputWithPooling):
     """Image features of a batch of questions.
@@ -123,24 +72,28 @@ def get_image_features(
     feature_size: int | None = None,
     **kwargs: Any,
 ) -> MMCoTImageFeatures:
-    """Image features of a batch of questions, each with no, one or several images.
+    """Run the backbone on a batch of questions, each with no, one or several images.
 
     Args:
+        vision: any image model.
         pixel_values: (batch, 3, H, W), or (batch, images, 3, H, W) for several images a row.
-        pixel_mask: (batch, H, W) or (batch, images, H, W), for backbones that take one.
+        pixel_mask: (batch, H, W) or (batch, images, H, W), for backbones that take one (DETR).
         image_attention_mask: (batch, images), False where there is no image; what stands there isn't looked at.
-        vision, vision_feature, feature_size: as in `extract_features`.
+        vision_feature: the output to use. A feature map becomes its cells, row by row; a pooled vector one patch.
+        feature_size: expected width, which tells (n, C, h, w) maps from (n, h, w, C) ones.
         kwargs: for the backbone (`output_attentions`, `output_hidden_states`).
+
+    Raises:
+        ModelError: the backbone has no such output or one of another width; the mask doesn't fit the images.
     """
     batch, images = pixel_values.shape[0], pixel_values.shape[1] if pixel_values.dim() == 5 else 1
-    pixel_values = pixel_values.flatten(0, -4)  # (B * I, 3, H, W)
+    pixel_values = pixel_values.flatten(0, -4).to(vision.dtype)  # (B * I, 3, H, W)
     pixel_mask = None if pixel_mask is None else pixel_mask.flatten(0, -3)
     present = rows = None
     if image_attention_mask is not None:
         if image_attention_mask.shape != (batch, images):
-            raise ModelError(
-                f"image_attention_mask is {tuple(image_attention_mask.shape)}, but pixel_values hold {(batch, images)}"
-            )
+            shape = tuple(image_attention_mask.shape)
+            raise ModelError(f"image_attention_mask is {shape}, but pixel_values hold {(batch, images)} images")
         present = image_attention_mask.to(device=pixel_values.device, dtype=torch.bool)
         if not torch.compiler.is_compiling():  # a number of images that only the data tells would break the graph
             rows = present.flatten().nonzero().squeeze(1)
@@ -149,7 +102,12 @@ def get_image_features(
                 return MMCoTImageFeatures(pooler_output=pixel_values.new_zeros(batch, 1, width))
             pixel_values = pixel_values[rows]
             pixel_mask = None if pixel_mask is None else pixel_mask[rows]
-    output, features = _run(vision, pixel_values, pixel_mask, vision_feature, feature_size, **kwargs)
+    # Its own attentions are never used, and timm's networks refuse even a configuration that asks for them.
+    optional = {"pixel_mask": pixel_mask, "output_attentions": False, "output_hidden_states": False}
+    accepted = inspect.signature(vision.forward).parameters
+    inputs = {name: value for name, value in optional.items() if value is not None and name in accepted} | kwargs
+    output = vision(pixel_values=pixel_values, return_dict=True, **inputs)
+    features = _as_patches(output, vision_feature, feature_size)
     if rows is not None:
         features = features.new_zeros(batch * images, *features.shape[1:]).index_copy(0, rows, features)
     return MMCoTImageFeatures(
@@ -161,11 +119,23 @@ def get_image_features(
     )
 
 
-__all__ = [
-    "MMCoTImageFeatures",
-    "build_vision",
-    "extract_features",
-    "get_image_features",
-    "vision_feature_size",
-    "vision_tower",
-]
+def _as_patches(output, vision_feature: str, feature_size: int | None) -> Tensor:
+    """An output of the backbone as (images, patches, width)."""
+    features = getattr(output, vision_feature, None)
+    if features is None:
+        raise ModelError(f"the backbone gives no {vision_feature}; choose the other vision_feature")
+    if features.dim() == 4:
+        if feature_size is not None and features.shape[1] != feature_size and features.shape[-1] == feature_size:
+            features = features.flatten(1, 2)  # (n, h, w, C) -> (n, h * w, C)
+        else:
+            features = features.flatten(2).transpose(1, 2)  # (n, C, h, w) -> (n, h * w, C)
+        if vision_feature == "pooler_output":  # pooled maps keep their 1 x 1 grid in some backbones
+            features = features.flatten(1)
+    if features.dim() == 2:
+        features = features[:, None]  # (n, C) -> (n, 1, C)
+    if feature_size is not None and features.shape[-1] != feature_size:
+        raise ModelError(f"the backbone gives features of width {features.shape[-1]}, the fusion takes {feature_size}")
+    return features
+
+
+__all__ = ["MMCoTImageFeatures", "build_vision", "get_image_features", "vision_feature_size", "vision_tower"]

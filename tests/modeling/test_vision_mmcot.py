@@ -6,7 +6,11 @@ from tiny_models import IMAGE, tiny_model, vision_config
 from torch import nn
 from transformers import DetrConfig, TimmWrapperConfig
 
-from mmcot.vision_mmcot import build_vision, extract_features, get_image_features, vision_feature_size
+from mmcot.vision_mmcot import build_vision, get_image_features, vision_feature_size
+
+
+def features_of(*args, **kwargs) -> torch.Tensor:
+    return get_image_features(*args, **kwargs).pooler_output
 
 
 def tiny_detr() -> DetrConfig:
@@ -52,14 +56,14 @@ def test_each_kind_of_backbone_gives_patches(backbone):
     vision, vision_feature, pixels, shape = backbone
     assert vision_feature_size(vision, vision_feature) == shape[1]
     with torch.no_grad():
-        features = extract_features(vision, pixels, vision_feature=vision_feature, feature_size=shape[1])
+        features = features_of(vision, pixels, vision_feature=vision_feature, feature_size=shape[1])
     assert features.shape == (3, *shape)
 
 
 def test_features_are_the_plain_model_s(backbone):
     vision, vision_feature, pixels, shape = backbone
     with torch.no_grad():
-        features = extract_features(vision, pixels, vision_feature=vision_feature)
+        features = features_of(vision, pixels, vision_feature=vision_feature)
         timm_model = getattr(vision, "timm_model", None)
         if timm_model is None:
             expected = vision(pixels).last_hidden_state
@@ -75,17 +79,17 @@ def test_features_are_the_plain_model_s(backbone):
 def test_asking_for_attentions_doesn_t_reach_the_backbone(backbone):
     """timm's networks refuse, and a configuration hands the wish down."""
     vision, vision_feature, pixels, _ = backbone
-    expected = extract_features(vision, pixels, vision_feature=vision_feature)
+    expected = features_of(vision, pixels, vision_feature=vision_feature)
     vision.set_attn_implementation("eager")
     vision.config.output_attentions = True
-    torch.testing.assert_close(extract_features(vision, pixels, vision_feature=vision_feature), expected)
+    torch.testing.assert_close(features_of(vision, pixels, vision_feature=vision_feature), expected)
 
 
 def test_images_that_are_not_there_change_nothing(backbone):
     vision, vision_feature, pixels, shape = backbone
     options = {"vision_feature": vision_feature, "feature_size": shape[1]}
     with torch.no_grad():
-        alone = extract_features(vision, pixels, **options)
+        alone = features_of(vision, pixels, **options)
         several = pixels.new_full((2, 2, *pixels.shape[1:]), torch.nan)
         several[0, 0], several[0, 1], several[1, 1] = pixels
         present = torch.tensor([[True, True], [False, True]])
@@ -133,12 +137,12 @@ class _Maps(nn.Module):
 
 
 def test_channels_last_maps_are_told_by_their_width():
-    features = extract_features(_Maps(), torch.zeros(2, 3, 4, 4), feature_size=5)
+    features = features_of(_Maps(), torch.zeros(2, 3, 4, 4), feature_size=5)
     torch.testing.assert_close(features, torch.arange(2 * 9 * 5.0).reshape(2, 9, 5))
     with pytest.raises(ValueError, match="width 3, the fusion takes 7"):
-        extract_features(_Maps(), torch.zeros(2, 3, 4, 4), feature_size=7)
+        features_of(_Maps(), torch.zeros(2, 3, 4, 4), feature_size=7)
     with pytest.raises(ValueError, match="no pooler_output"):
-        extract_features(_Maps(), torch.zeros(2, 3, 4, 4), vision_feature="pooler_output")
+        features_of(_Maps(), torch.zeros(2, 3, 4, 4), vision_feature="pooler_output")
 
 
 def test_the_model_learns_its_width_from_the_backbone():

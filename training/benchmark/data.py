@@ -147,7 +147,7 @@ def benchmark_features(shape: str, device: torch.device, options) -> dict:
 
     from mmcot.processing import image_processor_for
     from mmcot.training.features.extract import extract_features
-    from mmcot.vision_mmcot import extract_features as features_of
+    from mmcot.vision_mmcot import get_image_features
 
     sizes = {
         "tiny": dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, image_size=64),
@@ -176,7 +176,7 @@ def benchmark_features(shape: str, device: torch.device, options) -> dict:
         @torch.no_grad()
         def alone():
             for _ in range(rounds):
-                features_of(vision, pixels)
+                get_image_features(vision, pixels)
 
         alone()
         few = max(1, count // 4)

@@ -214,14 +214,14 @@ def _computed(batches: Iterable[tuple], vision, device, feature: str, dtype: str
     """(keys, names, features in `dtype` on the CPU); on a GPU one batch is copied back while the next is computed."""
     import torch
 
-    from mmcot.vision_mmcot import extract_features as features_of
+    from mmcot.vision_mmcot import get_image_features
 
     before = None
     for keys, names, pixels in batches:
         with torch.inference_mode():
             pixels = pixels.to(device, non_blocking=True)
-            features = features_of(vision, pixels, vision_feature=feature).to(getattr(torch, dtype))
-            features = features.to("cpu", non_blocking=True)
+            features = get_image_features(vision, pixels, vision_feature=feature).pooler_output
+            features = features.to(getattr(torch, dtype)).to("cpu", non_blocking=True)
             arrived = torch.cuda.Event() if device.type == "cuda" else None
             if arrived is not None:
                 arrived.record(torch.cuda.current_stream(device))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmcot.training.features.presets import VISION_PRESETS
-from mmcot.vision_mmcot import build_vision, extract_features, vision_feature_size
+from mmcot.vision_mmcot import build_vision, get_image_features, vision_feature_size
 
 
 @pytest.mark.parametrize("name", VISION_PRESETS)
@@ -25,5 +25,7 @@ def test_presets_give_the_paper_s_shapes(name):
     size = 384 if name == "vit" else 224
     vision = build_vision(preset.config()).eval()
     with torch.no_grad():
-        features = extract_features(vision, torch.zeros(1, 3, size, size), None, preset.vision_feature)
+        features = get_image_features(
+            vision, torch.zeros(1, 3, size, size), vision_feature=preset.vision_feature
+        ).pooler_output
     assert features.shape == (1, preset.num_patches, preset.image_feature_size)
