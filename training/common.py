@@ -25,6 +25,12 @@ class MissingFileError(UserError, FileNotFoundError):
         return str(self.args[0]) if self.args else ""
 
 
+class ExistingFileError(UserError, FileExistsError):
+    """An output is there already, and isn't overwritten."""
+
+    __str__ = MissingFileError.__str__
+
+
 @contextmanager
 def written_whole(path: str | Path, mode: str = "w"):
     """Opens a file beside `path` that is renamed to it when the block ends well."""

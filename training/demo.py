@@ -121,15 +121,14 @@ def _copy_repository(source: Path, target: Path) -> Path:
 
 
 def _without_pictures(hub: Path, problems, folder: Path) -> dict:
-    from mmcot.training.common import read_jsonl
-    from mmcot.training.evaluation.results import evaluate_predictions
+    from mmcot.training.evaluation.results import evaluate_predictions, read_predictions
     from mmcot.training.inference.predict import predict
 
     path = folder / "runs" / "predictions_blank.jsonl"
     if not path.exists():
         predict(hub, problems, path, batch_size=128, blank_images=True, device="cpu")
     records = {problem["id"]: problem for problem in problems.remove_columns(["images"])}
-    return evaluate_predictions(records, {record["id"]: record for record in read_jsonl(path)})
+    return evaluate_predictions(records, read_predictions(path))
 
 
 def _chance(problems) -> float:
@@ -141,10 +140,12 @@ def _chance(problems) -> float:
 def _exact(run_folder: Path, problems) -> dict[str, float]:
     """Share of the rationales in % that equal the target word for word: all, and of questions with a picture."""
     from mmcot.processing import build_prompt
-    from mmcot.training.common import read_jsonl
+    from mmcot.training.evaluation.results import read_predictions
 
-    written = {r["id"]: r["rationale"] for r in read_jsonl(run_folder / "rationale" / "predictions_test.jsonl")}
-    right = [build_prompt(problem, "QCM-E")[1] == written[problem["id"]] for problem in problems]
+    written = read_predictions(run_folder / "rationale" / "predictions_test.jsonl")
+    right = [
+        build_prompt(problem, "QCM-E")[1] == written[problem["id"]]["generated"]["rationale"] for problem in problems
+    ]
     shown = [ok for ok, has in zip(right, problems["has_image"], strict=True) if has]
     return {"all": round(100 * sum(right) / len(right), 2), "IMG": round(100 * sum(shown) / len(shown), 2)}
 

@@ -9,6 +9,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from mmcot.training.common import MissingFileError
+from mmcot.training.evaluation.predictions import read_header
 from mmcot.training.stages.recipe import Recipe
 
 
@@ -124,14 +126,21 @@ class Run:
             raise FileNotFoundError(f"there is no {self.folder / 'rationale'}: train the rationale stage first")
         return MMCoTForConditionalGeneration.from_pretrained(self.folder / "rationale")
 
-    def rationales(self, split: str) -> dict[str, str]:
-        """id → rationale that the rationale stage wrote for a split."""
-        from mmcot.training.common import read_jsonl
+    def written_rationales(self, split: str) -> dict[str, dict[str, Any]]:
+        """id → what the rationale stage wrote for a split: `rationale` and `generated`."""
+        from mmcot.training.evaluation.results import read_predictions
 
-        written = self.folder / "rationale" / f"predictions_{split}.jsonl"
+        written = self._rationale_file(split)
         if not written.exists():
-            raise FileNotFoundError(f"the answer stage needs {written}: train the rationale stage first")
-        return {record["id"]: record["rationale"] for record in read_jsonl(written)}
+            raise MissingFileError(f"the answer stage needs {written}: train the rationale stage first")
+        return read_predictions(written)
+
+    def rationales(self, split: str) -> dict[str, str]:
+        """id → rationale that the rationale stage wrote for a split, as it wrote it: what the answer stage reads."""
+        return {id_: record["generated"]["rationale"] for id_, record in self.written_rationales(split).items()}
+
+    def _rationale_file(self, split: str) -> Path:
+        return self.folder / "rationale" / f"predictions_{split}.jsonl"
 
     def predict(self, model, stage: str, split: str, rationales=None, out: Path | None = None, **kwargs) -> Path:
         """Predictions of a split by a trained stage, in `<stage>/predictions_<split>.jsonl`."""
@@ -139,6 +148,7 @@ class Run:
         from mmcot.training.stages.predict import predict_stage
 
         recipe = self.recipe.for_stage(stage)
+        reads_rationales = stage == "answer" and rationales is not None
         args = training_arguments(recipe, self.folder / stage, has_eval=False)
         problems = self.problems[split]
         counts = dict(zip(problems["id"], map(len, problems["choices"]), strict=True))
@@ -151,9 +161,13 @@ class Run:
             num_choices=counts,
             batch_size=args.per_device_eval_batch_size,
             features=self.features,
+            rationales=self.written_rationales(split) if reads_rationales else None,
+            rationale_protocol=read_header(self._rationale_file(split))["protocol"] if reads_rationales else None,
             protocol=recipe.protocol,
             answer_mode=recipe.answer_mode,
             bf16=args.bf16,
+            source=recipe.data,
+            split=split,
             max_new_tokens=recipe.max_new_tokens,
             num_beams=recipe.num_beams,
             **kwargs,
@@ -190,29 +204,27 @@ def run_recipe(recipe: Recipe) -> dict[str, dict[str, Any]]:
     results = {}
     for split in splits:
         path = run.predict(answer, "answer", split, rationales.get(split))
-        results[split] = score(run, split, path, rationales.get(split))
+        results[split] = score(run, split, path)
     if run.state.is_main_process and (one_stage or rationale is not None):
         write_repository(run, rationale, answer, results)
     run.state.wait_for_everyone()
     return results
 
 
-def score(run: Run, split: str, answers: Path, rationales: dict[str, str] | None) -> dict[str, Any]:
-    """Scores of a split's predictions, also written to `results_<split>.json`."""
-    from mmcot.training.common import read_jsonl, write_json
-    from mmcot.training.evaluation.results import evaluate_predictions
+def score(run: Run, split: str, answers: Path) -> dict[str, Any]:
+    """Scores of a split's predictions, as `mmcot evaluate` gives them, also written to `results_<split>.json`."""
+    from mmcot.training.common import write_json
+    from mmcot.training.evaluation.results import evaluate_predictions, read_predictions
 
-    predictions = {record["id"]: dict(record) for record in read_jsonl(answers)}
-    for id_, rationale in (rationales or {}).items():
-        predictions[id_]["rationale"] = rationale
+    facts = read_header(answers)
     problems = {problem["id"]: problem for problem in run.problems[split].remove_columns(["images"])}
     result = evaluate_predictions(
         problems,
-        predictions,
-        protocol=run.recipe.protocol,
-        rationale_format=run.recipe.rationale_format,
+        read_predictions(answers),
+        protocol=facts["protocol"],
+        rationale_format=facts["rationale_format"],
     )
-    result["answers"] = run.recipe.answer_mode
+    result["answers"] = facts["mode"]
     if run.state.is_main_process:
         write_json(run.folder / f"results_{split}.json", result)
     return result

@@ -25,9 +25,12 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> int:
+    from mmcot.training.common import UserError
     from mmcot.training.data.problems import load_problems
     from mmcot.training.inference.predict import predict
 
+    if args.limit is not None and args.limit < 1:
+        raise UserError(f"--limit {args.limit}: give a whole number of at least 1")
     problems = load_problems(args.problems, args.split, require_answer=False)
     if args.limit is not None:
         problems = problems.select(range(min(args.limit, len(problems))))
@@ -40,6 +43,7 @@ def run(args) -> int:
         mode=args.mode,
         blank_images=args.blank_images,
         device=args.device,
+        source=args.problems,
         **{name: value for name, value in options.items() if value is not None},
     )
     print(f"{len(problems)} predictions in {path}")

@@ -76,9 +76,11 @@ class PredictionsWriter:
         records = list(read_jsonl(part))
         if not records:
             return {}
-        found = records[0].get("header")
-        if found != self.header:
-            keys = [key for key in {**(found or {}), **self.header} if (found or {}).get(key) != self.header.get(key)]
+        found = records[0].get("header") or {}
+        keys = [key for key in {**found, **self.header} if found.get(key) != self.header.get(key)]
+        if self.header.get("fingerprint"):  # says which model it is better than the folder's name
+            keys = [key for key in keys if key != "model"]
+        if keys:
             raise UserError(
                 f"{part}: was begun with another {', '.join(keys)}: choose another output, or remove it to start anew"
             )

@@ -9,28 +9,52 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers.models.t5.modeling_t5 import T5Attention, T5DenseActDense, T5DenseGatedActDense
+from transformers.models.t5 import modeling_t5
+from transformers.models.t5.modeling_t5 import T5PreTrainedModel
 
-_PROJECTIONS = {"q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo"}
+# the types that a T5 decoder is made of; a subclass may compute something else
+PLAIN_MODULES = {
+    modeling_t5.T5Attention,
+    modeling_t5.T5Block,
+    modeling_t5.T5DenseActDense,
+    modeling_t5.T5DenseGatedActDense,
+    modeling_t5.T5LayerCrossAttention,
+    modeling_t5.T5LayerFF,
+    modeling_t5.T5LayerNorm,
+    modeling_t5.T5LayerSelfAttention,
+    modeling_t5.T5Stack,
+    nn.Dropout,
+    nn.Embedding,
+    nn.Linear,
+    nn.ModuleList,
+}
+
 FEW_ROWS = 256  # up to here a CPU multiplies faster with the weights on the left
 
 
 def is_plain_t5(model) -> bool:
-    """Whether the decoder is T5's own, on one device: no adapters, quantised layers or hooks.
+    """Whether decoder and output layer are T5's own, in memory, on one device, in one dtype: then the sums here are
+    those of the network.
 
-    Nor in float16, whose range a T5's states leave: transformers then keeps a part of the weights in float32.
+    Not with adapters on any module (LoRA, also of embeddings; LN-tuning), quantised or offloaded weights, hooks,
+    sharding (FSDP, ZeRO-3), or other modules in place of T5's. Nor in float16, whose range a T5's states leave:
+    transformers then keeps a part of the weights in float32.
     """
+    if not isinstance(model, T5PreTrainedModel):
+        return False
     modules = [model.lm_head, *model.decoder.modules()]
     for module in modules:
-        if isinstance(module, T5Attention | T5DenseActDense | T5DenseGatedActDense):
-            parts = [part for name, part in module.named_children() if name in _PROJECTIONS]
-            if any(type(part) is not nn.Linear for part in parts):
-                return False
+        activation = not any(True for _ in module.parameters()) and not any(True for _ in module.children())
+        if type(module) not in PLAIN_MODULES and not activation:
+            return False
         if module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"):  # the last: accelerate's
             return False
     weights = [model.lm_head.weight, *model.decoder.parameters()]
-    plain = type(model.lm_head) is nn.Linear and len({weight.device for weight in weights}) == 1
-    return plain and len({weight.dtype for weight in weights}) == 1 and computing_dtype(model) != torch.float16
+    plain = all(type(weight.data) is Tensor and not hasattr(weight, "ds_id") for weight in weights)
+    devices, dtypes = {weight.device for weight in weights}, {weight.dtype for weight in weights}
+    if not plain or len(devices) != 1 or len(dtypes) != 1 or devices.pop().type == "meta":
+        return False
+    return weights[0].is_floating_point() and computing_dtype(model) != torch.float16
 
 
 def computing_dtype(model) -> torch.dtype:
@@ -167,8 +191,8 @@ def forced_logits(model, hidden: Tensor, attention_mask: Tensor, ids: list[int])
 def _forced_logits(weights: DecoderWeights, hidden: Tensor, attention_mask: Tensor, ids: list[int]) -> Tensor:
     count, heads, width = len(ids), weights.heads, weights.width
     hidden = hidden.to(weights.dtype)
-    unseen = torch.zeros(attention_mask.shape, dtype=weights.dtype, device=hidden.device)
-    unseen = unseen.masked_fill(attention_mask == 0, torch.finfo(weights.dtype).min)[:, None]  # (rows, 1, text)
+    text_mask = torch.zeros(attention_mask.shape, dtype=weights.dtype, device=hidden.device)
+    text_mask = text_mask.masked_fill(attention_mask == 0, torch.finfo(weights.dtype).min)[:, None]  # (rows, 1, text)
     back = torch.arange(count, device=hidden.device)
     back = back[:, None] - back  # (count, count)
     bias = weights.biases(count)[:, back.clamp(min=0)].masked_fill(back < 0, float("-inf"))[None]
@@ -185,7 +209,7 @@ def _forced_logits(weights: DecoderWeights, hidden: Tensor, attention_mask: Tens
         joined = layer["cross_kv"]
         key, value = (part.view(heads, width, -1) for part in (joined if len(joined) == 2 else joined[0].chunk(2)))
         query = torch.einsum("rchw,hwd->rchd", weights.split_heads(query), key).flatten(1, 2)  # (…, count * heads, d)
-        scores = query @ hidden.transpose(1, 2) + unseen  # (rows, count * heads, text)
+        scores = query @ hidden.transpose(1, 2) + text_mask  # (rows, count * heads, text)
         found = (scores.softmax(-1, dtype=torch.float32).to(weights.dtype) @ hidden).unflatten(1, (count, heads))
         found = torch.einsum("rchd,hwd->rchw", found, value).flatten(2)
         state = state + weights.project(found, layer["cross_out"])[0]

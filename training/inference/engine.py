@@ -1,7 +1,9 @@
-"""Both stages over many questions: rationales of rows that come and go, answers by one decoder step over the options.
+"""Many questions through trained networks, quickly: rationales are decoded greedily, options scored.
 
-Every question is encoded once a stage, beside others of its length, its image features are computed once, and nothing
-leaves the device in between.
+Three functions, one for each way a model is asked: `answer_questions` (both stages), `write_texts` (one network
+writes: the rationale stage, or a one-stage model) and `score_options_of` (one network scores the options: the answer
+stage). Each takes batches of tensors and gives results as they come; encoders read questions beside others of their
+length.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
@@ -11,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from mmcot.answers_mmcot import MMCoTOutput, letter_log_probs, special_token_ids
+from mmcot.answers_mmcot import MMCoTOutput, letter_log_probs
 from mmcot.training.inference.decoder import GreedyDecoder
 from mmcot.training.inference.decoder_weights import attention_kernels, forced_logits
 
@@ -19,37 +21,41 @@ ANSWER_BATCHES = 4  # so many batches of answers are gathered and sorted by leng
 # What a CPU's caches hold of the states of a batch; a GPU wants enough to be busy.
 ENCODER_TOKENS = {"cpu": 1024}
 OTHER_ENCODER_TOKENS = 32768
+Batches = Iterable[tuple[list[Hashable], Mapping[str, torch.Tensor]]]
 
 
 @dataclass
 class _Question:
-    """A question under way: ids of its first stage's source and its second's without rationale, its choices, and the
-    features of its pictures (patches, width), None without one. Ids are the host's, features the device's."""
+    """A question under way, without padding: ids of what the network reads; of two stages, ids of the second's source
+    without rationale; how many choices; features of the pictures (patches, width), None without one. Ids are the
+    host's, features the device's."""
 
     key: Hashable
     source: torch.Tensor
-    prefix: torch.Tensor
-    num_choices: torch.Tensor
+    num_choices: torch.Tensor | None
     patches: torch.Tensor | None
+    prefix: torch.Tensor | None = None
     rationale: list[int] | None = None
 
 
 @torch.no_grad()
 def answer_questions(
     model,
-    batches: Iterable[tuple[list[Hashable], Mapping[str, torch.Tensor]]],
+    batches: Batches,
     *,
     max_new_tokens: int = 512,
     slots: int = 64,
     encoder_tokens: int | None = None,
     lengths: Mapping[Hashable, int] | None = None,
 ) -> Iterator[tuple[list[Hashable], MMCoTOutput]]:
-    """Writes rationales greedily and scores the options; what `model.generate(mode="score")` gives, in another order.
+    """Writes rationales greedily and scores the options; what `MMCoTModel.generate(mode="score")` gives, in another
+    order.
 
     Args:
         model: an `MMCoTModel` in evaluation mode.
-        batches: (keys, inputs) with the inputs of `MMCoTModel.generate`, read as there is room. Longest first wastes
-            least.
+        batches: (keys, inputs) with the inputs of `MMCoTModel.generate`, read as slots become free. Longest first
+            wastes least.
+        max_new_tokens: limit of a rationale.
         slots: rationales that are written at a time.
         encoder_tokens: tokens, padding included, that an encoder reads at a time; default: 1,024 on a CPU, 32,768
             elsewhere.
@@ -59,18 +65,10 @@ def answer_questions(
         (keys, output) of some questions, with `rationale_ids` and `option_log_probs`.
     """
     device = model.device
-    tokens = encoder_tokens or ENCODER_TOKENS.get(device.type, OTHER_ENCODER_TOKENS)
     start, pad = model.rationale.config.decoder_start_token_id, model.rationale.config.pad_token_id
+    tokens = encoder_tokens or ENCODER_TOKENS.get(device.type, OTHER_ENCODER_TOKENS)
     under_way: dict[Hashable, _Question] = {}
-
-    def encoded():
-        for keys, inputs in batches if device.type == "cpu" else _ahead(batches):
-            for group in _groups(_questions(model, keys, inputs), tokens, lambda question: len(question.source)):
-                under_way.update((question.key, question) for question in group)
-                ids, mask = _padded([question.source for question in group], pad, device)
-                with attention_kernels(device):
-                    hidden = model._encode("rationale", ids, mask, _images(group), False)[0]
-                yield [question.key for question in group], hidden, mask
+    option_ids = (model.config.option_prefix_ids, model.config.option_letter_ids)
 
     def answers(questions: list[_Question]):
         for group in _groups(questions, tokens, lambda question: len(question.prefix) + len(question.rationale)):
@@ -78,23 +76,19 @@ def answer_questions(
             rationales = [torch.tensor([start, *question.rationale]) for question in group]
             rationale_ids = pad_sequence(rationales, batch_first=True, padding_value=pad).to(device)
             source, source_mask = model._answer_source(prefix, mask, rationale_ids)
-            with attention_kernels(device):
-                hidden = model._encode("answer", source, source_mask, _images(group), False)[0]
-            forced = [model.answer.config.decoder_start_token_id, *model.config.option_prefix_ids]
-            logits = forced_logits(model.answer, hidden, source_mask, forced)
-            num_choices = torch.stack([question.num_choices for question in group])
-            scores = letter_log_probs(logits, model.config.option_letter_ids, num_choices)
+            hidden = _encode(model.answer, source, source_mask, _images(group))
             output = MMCoTOutput(
                 rationale_ids=rationale_ids,
-                option_log_probs=scores,
+                option_log_probs=_scores(model.answer, hidden, source_mask, group, *option_ids),
                 answer_source_ids=source,
                 answer_source_mask=source_mask,
             )
             yield [question.key for question in group], output
 
-    end = special_token_ids(model.rationale.config)["eos_token_id"]
+    encoded = _encoded(model.rationale, _questions(model, batches), tokens, under_way)
+    decoder = GreedyDecoder(model.rationale, slots)
     written: list[_Question] = []
-    for key, ids in GreedyDecoder(model.rationale, slots).decode(encoded(), max_new_tokens, end, lengths):
+    for key, ids in decoder.decode(encoded, max_new_tokens, model.rationale.config.eos_token_id, lengths):
         question = under_way.pop(key)
         question.rationale = ids
         written.append(question)
@@ -102,6 +96,69 @@ def answer_questions(
             yield from answers(written)
             written = []
     yield from answers(written)
+
+
+@torch.no_grad()
+def write_texts(
+    model,
+    batches: Batches,
+    *,
+    max_new_tokens: int,
+    slots: int = 64,
+) -> Iterator[tuple[Hashable, list[int]]]:
+    """What one network writes greedily, such as the rationales of the first stage.
+
+    Args:
+        model: an `MMCoTForConditionalGeneration` in evaluation mode.
+        batches: (keys, inputs) with `input_ids`, `attention_mask` and image inputs.
+
+    Yields:
+        (key, ids without the start token) of each row as it ends.
+    """
+    tokens = ENCODER_TOKENS.get(model.device.type, OTHER_ENCODER_TOKENS)
+    encoded = (found[:3] for found in _encoded_groups(model, _questions(model, batches), tokens))
+    yield from GreedyDecoder(model, slots).decode(encoded, max_new_tokens, model.config.eos_token_id)
+
+
+@torch.no_grad()
+def score_options_of(
+    model, batches: Batches, option_prefix_ids: list[int], option_letter_ids: list[int]
+) -> Iterator[tuple[list[Hashable], torch.Tensor]]:
+    """Log-probabilities of the options by the answer stage: (keys, (rows, choices)), -inf beyond a row's own choices.
+
+    Args:
+        batches: (keys, inputs) with `input_ids`, `attention_mask`, `num_choices` and image inputs; the source holds
+            the rationale already.
+    """
+    tokens = ENCODER_TOKENS.get(model.device.type, OTHER_ENCODER_TOKENS)
+    for keys, hidden, mask, group in _encoded_groups(model, _questions(model, batches), tokens):
+        yield keys, _scores(model, hidden, mask, group, option_prefix_ids, option_letter_ids)
+
+
+def _scores(model, hidden, mask, group: list[_Question], prefix_ids: list[int], letter_ids: list[int]) -> torch.Tensor:
+    forced = [model.config.decoder_start_token_id, *prefix_ids]
+    num_choices = torch.stack([question.num_choices for question in group])
+    return letter_log_probs(forced_logits(model, hidden, mask, forced), letter_ids, num_choices)
+
+
+def _encoded(model, questions: Iterable[list[_Question]], tokens: int, under_way: dict[Hashable, _Question]):
+    """(keys, hidden states, mask) of groups of questions, which join those under way."""
+    for keys, hidden, mask, group in _encoded_groups(model, questions, tokens):
+        under_way.update(zip(keys, group, strict=True))
+        yield keys, hidden, mask
+
+
+def _encoded_groups(model, questions: Iterable[list[_Question]], tokens: int):
+    """(keys, hidden states (rows, text, d_model), mask, questions) of groups of like length."""
+    for some in questions:
+        for group in _groups(some, tokens, lambda question: len(question.source)):
+            ids, mask = _padded([question.source for question in group], model.config.pad_token_id, model.device)
+            yield [question.key for question in group], _encode(model, ids, mask, _images(group)), mask, group
+
+
+def _encode(model, ids: torch.Tensor, mask: torch.Tensor, images: dict[str, torch.Tensor]) -> torch.Tensor:
+    with attention_kernels(model.device):
+        return model.get_encoder()(input_ids=ids, attention_mask=mask, **images, return_dict=True)[0]
 
 
 def _ahead(batches: Iterable) -> Iterator:
@@ -114,20 +171,39 @@ def _ahead(batches: Iterable) -> Iterator:
             yield batch
 
 
-def _questions(model, keys: list[Hashable], inputs: Mapping[str, torch.Tensor]) -> list[_Question]:
-    """A batch as single questions without padding; pictures go through the backbone."""
+def _questions(model, batches: Batches) -> Iterator[list[_Question]]:
+    """Batches as single questions without padding; pictures go through the backbone."""
+    device = model.device
+    for keys, inputs in batches if device.type == "cpu" else _ahead(batches):
+        images = _image_features(model, inputs)
+        mask = images.get("image_attention_mask")
+        patches = _rows(images["image_features"], None if mask is None else mask.cpu()) if images else [()] * len(keys)
+        nothing = [None] * len(keys)
+        columns = (
+            _rows(inputs["input_ids"], inputs.get("attention_mask")),
+            inputs.get("num_choices", nothing),
+            [own if len(own) else None for own in patches],
+            _rows(inputs["answer_input_ids"], inputs.get("answer_attention_mask"))
+            if "answer_input_ids" in inputs
+            else nothing,
+        )
+        yield [_Question(*fields) for fields in zip(keys, *columns, strict=True)]
+
+
+def _image_features(model, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """`image_features` and their mask, of the backbone or as given; empty without."""
     names = ("pixel_values", "pixel_mask", "image_features", "image_attention_mask")
-    given = (inputs.get(name) for name in names)
-    images = model._image_inputs(*(None if value is None else value.to(model.device) for value in given))
-    mask = images.get("image_attention_mask")
-    patches = _rows(images["image_features"], None if mask is None else mask.cpu()) if images else [()] * len(keys)
-    columns = (
-        _rows(inputs["input_ids"], inputs.get("attention_mask")),
-        _rows(inputs["answer_input_ids"], inputs.get("answer_attention_mask")),
-        inputs["num_choices"],
-        [own if len(own) else None for own in patches],
-    )
-    return [_Question(*fields) for fields in zip(keys, *columns, strict=True)]
+    given = {name: inputs[name].to(model.device) for name in names if inputs.get(name) is not None}
+    if hasattr(model, "rationale"):
+        return model._image_inputs(*(given.get(name) for name in names))
+    features, mask = given.get("image_features"), given.get("image_attention_mask")
+    if features is None and "pixel_values" in given and model.config.has_fusion:
+        images = model.get_image_features(given["pixel_values"], given.get("pixel_mask"), mask)
+        features, mask = images.pooler_output, images.image_attention_mask
+    if features is None:
+        return {}
+    found = {"image_features": features.to(model.dtype)}
+    return found if mask is None else {**found, "image_attention_mask": mask}
 
 
 def _rows(values: torch.Tensor, mask: torch.Tensor | None) -> list[torch.Tensor]:

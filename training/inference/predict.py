@@ -1,25 +1,46 @@
 """Rationales and answers of a trained model for a set of problems, written to a predictions file."""
 
-import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
+
+from mmcot.training.common import ExistingFileError, UserError
+from mmcot.training.evaluation.predictions import PredictionsWriter, header
+
+MODES = ("score", "generate")
 
 
 def load_pipeline(model, device=None):
-    """The `multimodal-cot` pipeline of a folder, a Hub id, or a model in memory that has its processor."""
-    from mmcot import MMCoTForConditionalGeneration, MMCoTModel, MMCoTPipeline, MMCoTProcessor, MMCoTTwoStageConfig
+    """The `multimodal-cot` pipeline of a folder, a Hub id, or a model in memory that has its processor.
 
+    Its networks generate by the fast decoder wherever that gives the ids of transformers' `generate`.
+
+    Raises:
+        UserError: it is no Multimodal-CoT model, or the device isn't there.
+    """
+    from mmcot import MMCoTForConditionalGeneration, MMCoTModel, MMCoTPipeline, MMCoTProcessor, MMCoTTwoStageConfig
+    from mmcot.training.inference.generation import use_engine
+
+    _check_device(device)
     processor = None
-    if isinstance(model, (str, Path)):
+    if isinstance(model, str | Path):
         from transformers import PreTrainedConfig
 
         source = str(model)
         kind = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
         if kind not in ("mmcot", "mmcot_two_stage"):
-            raise ValueError(f"{source} is no Multimodal-CoT model, but {kind or 'something without a model_type'}")
+            raise UserError(f"{source} is no Multimodal-CoT model, but {kind or 'something without a model_type'}")
         two_stage = kind == MMCoTTwoStageConfig.model_type
         model = (MMCoTModel if two_stage else MMCoTForConditionalGeneration).from_pretrained(source)
         processor = MMCoTProcessor.from_pretrained(source)
-    return MMCoTPipeline(model=model, processor=processor, device=device)
+    return MMCoTPipeline(model=use_engine(model), processor=processor, device=device)
+
+
+def _check_device(device) -> None:
+    import torch
+
+    if str(device).startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {device}: PyTorch sees no GPU here; leave it out, or say cpu")
 
 
 def predict(
@@ -31,85 +52,149 @@ def predict(
     mode: str = "score",
     blank_images: bool = False,
     device=None,
-    **generate_kwargs,
+    source: str | None = None,
+    **generate_kwargs: Any,
 ) -> Path:
     """Writes predictions of `problems` (a Dataset of records) by a two-stage or one-stage model.
 
+    Several processes (`accelerate launch`) share the problems. Cut off, the same call goes on where it stopped.
+
     Args:
         model: folder, Hub id, or model in memory.
-        output: JSON Lines, complete when it exists; `<output>.partial` holds what is done so far.
+        output: predictions file (see `evaluation.predictions`); it appears when it is whole.
+        batch_size: questions at a time.
         mode: "score" or "generate", as in `MMCoTModel.generate`.
         blank_images: leave the pictures out.
+        source: where the problems come from, for the file's header.
+        generate_kwargs: options of generation, of the rationale or of a one-stage model's text.
+
+    Raises:
+        UserError: the file is there already, an option makes no sense, or an interrupted file beside it comes from
+            another model or other settings.
     """
+    from accelerate import PartialState
     from tqdm import tqdm
 
-    from mmcot.training.common import drop_cut_line, read_jsonl, written_whole
-
     output = Path(output)
+    if mode not in MODES:
+        raise UserError(f"mode is {' or '.join(MODES)}, not {mode!r}")
+    for name, value in {"batch_size": batch_size, **generate_kwargs}.items():
+        if name in ("batch_size", "num_beams", "max_new_tokens") and (not isinstance(value, int) or value < 1):
+            raise UserError(f"{name} is a whole number of at least 1, not {value!r}")
     if output.exists():
-        raise FileExistsError(f"{output} is there already: choose another name, or remove it")
-    pipeline = load_pipeline(model, device)
-    partial = output.with_name(f"{output.name}.partial-records")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    drop_cut_line(partial)
-    done = {record["id"]: record for record in read_jsonl(partial)} if partial.exists() else {}
+        raise ExistingFileError(f"{output} is there already: choose another name, or remove it")
+    _check_device(device)
+    state = PartialState(cpu=str(device) == "cpu")
+    pipeline = load_pipeline(model, device if state.num_processes == 1 else state.device)
+    facts = _header(pipeline, model, problems, mode, blank_images, source, generate_kwargs)
+    ids = problems["id"]
     # longest first: rows of like length share a batch, and memory runs out at once or never
     lengths = [
-        len(p["question"]) + len(p["context"] or "") + sum(map(len, p["choices"]))
-        for p in problems.remove_columns(["images"])
+        len(question) + len(context or "") + sum(map(len, choices))
+        for question, context, choices in zip(*(problems[name] for name in _LENGTHS), strict=True)
     ]
-    todo = [i for i in sorted(range(len(problems)), key=lambda i: -lengths[i]) if problems[i]["id"] not in done]
-    batches = (
-        [{**problems[i], **({"images": []} if blank_images else {})} for i in todo[start : start + batch_size]]
-        for start in range(0, len(todo), batch_size)
-    )
-    with open(partial, "a", encoding="utf-8") as file, tqdm(total=len(todo), unit="problem") as progress:
-        for id_, result in _results(pipeline, batches, batch_size, mode, generate_kwargs):
-            letter = result["answer"]
-            record = {
-                "id": id_,
-                "answer": None if letter is None else ord(letter) - ord("A"),
-                "rationale": result["rationale"],
-                "scores": result["scores"],
-                "generated": result["generated"],
-            }
-            done[id_] = record
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-            file.flush()
-            progress.update()
-    with written_whole(output) as file:
-        for id_ in problems["id"]:
-            file.write(json.dumps(done[id_], ensure_ascii=False) + "\n")
-    partial.unlink()
+    order = sorted(range(len(ids)), key=lambda i: -lengths[i])[state.process_index :: state.num_processes]
+    with PredictionsWriter(output, facts, rank=state.process_index, num_processes=state.num_processes) as writer:
+        todo = [i for i in order if ids[i] not in writer.done]
+        batches = (_records(problems, todo[i : i + batch_size], blank_images) for i in range(0, len(todo), batch_size))
+        with tqdm(total=len(todo), unit="problem", disable=not state.is_main_process) as progress:
+            for id_, result in _results(pipeline, batches, batch_size, mode, generate_kwargs):
+                writer.add(prediction_record(id_, result))
+                progress.update()
+    state.wait_for_everyone()
+    if state.is_main_process:
+        writer.finish(ids)
+    state.wait_for_everyone()
     return output
 
 
-def _results(pipeline, batches, batch_size: int, mode: str, generate_kwargs: dict):
-    """(id, result) of each problem: by batches of the pipeline, or, for plain greedy decoding and scored options,
-    without waiting for the longest rationale of a batch."""
-    from mmcot.training.inference.decoder import is_plain_greedy
+_LENGTHS = ("question", "context", "choices")
+
+
+def prediction_record(id_: str, result: dict[str, Any]) -> dict[str, Any]:
+    """A line of a predictions file from what the processor's `post_process` (or the pipeline) gives."""
+    letter, scores = result["answer"], result["scores"]
+    return {
+        "id": id_,
+        "answer": None if letter is None else ord(letter) - ord("A"),
+        "rationale": result["rationale"],
+        # rounded to what doesn't depend on the other questions of a batch
+        "scores": None if scores is None else {letter: round(score, 6) for letter, score in scores.items()},
+        "generated": result["generated"],
+    }
+
+
+def _records(problems, rows: list[int], blank_images: bool) -> list[dict[str, Any]]:
+    columns = problems[rows]
+    names = list(columns)
+    records = [dict(zip(names, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    return [{**record, "images": []} for record in records] if blank_images else records
+
+
+def _header(pipeline, model, problems, mode, blank_images, source, generate_kwargs) -> dict[str, Any]:
+    from mmcot.answers_mmcot import prepare_generation_config
+    from mmcot.training.inference.fingerprint import model_fingerprint
+
+    splits = set(problems["split"]) if "split" in problems.column_names else set()
+    config, _ = prepare_generation_config(pipeline.model, **generate_kwargs)
+    decoding = {"num_beams": config.num_beams or 1, "max_new_tokens": config.max_new_tokens, **generate_kwargs}
+    return header(
+        "multimodal-cot",
+        model=_model_name(model),
+        revision=getattr(pipeline.model.config, "_commit_hash", None),
+        fingerprint=model_fingerprint(pipeline.model),
+        source=None if source is None else str(source),
+        split=splits.pop() if len(splits) == 1 else None,
+        protocol="generated",
+        mode=mode,
+        decoding=decoding,
+        images="blank" if blank_images else "given",
+        rationale_format=pipeline.processor.rationale_format,
+    )
+
+
+def _model_name(model) -> str:
+    """A Hub id, or the end of a folder's path: where it lies on this machine is nobody's business."""
+    if not isinstance(model, str | Path):
+        return type(model).__name__
+    path = Path(model)
+    return "/".join(path.resolve().parts[-2:]) if path.exists() else str(model)
+
+
+def _results(pipeline, batches: Iterable[list[dict]], batch_size: int, mode: str, generate_kwargs: dict):
+    """(id, result) of each problem: without waiting for the longest rationale of a batch where the fast decoder takes
+    the call, else by batches of the pipeline."""
+    limit = _engine_limit(pipeline, mode, generate_kwargs)
+    if limit is not None:
+        yield from _streamed(pipeline, batches, batch_size, limit)
+        return
+    for batch in batches:
+        results = pipeline(batch, batch_size=batch_size, mode=mode, **generate_kwargs)
+        yield from zip((problem["id"] for problem in batch), results, strict=True)
+
+
+def _engine_limit(pipeline, mode: str, generate_kwargs: dict) -> int | None:
+    """Tokens that the fast decoder may write for a question, or None if the pipeline has to answer."""
     from mmcot.training.inference.decoder_weights import is_plain_t5
+    from mmcot.training.inference.generation import decoder_limit
+
+    model = pipeline.model
+    if not pipeline.two_stage or mode != "score" or not is_plain_t5(model.answer):
+        return None
+    config, others = model.prepare_generation_config(**generate_kwargs)
+    return decoder_limit(model.rationale, config, others)
+
+
+def _streamed(pipeline, batches, batch_size: int, limit: int) -> Iterator[tuple[str, dict]]:
     from mmcot.training.inference.engine import answer_questions
 
-    model, processor = pipeline.model, pipeline.processor
-    config = model.prepare_generation_config(**generate_kwargs)[0] if pipeline.two_stage else None
-    if (
-        mode != "score"
-        or config is None
-        or not (is_plain_greedy(config) and is_plain_t5(model.rationale) and is_plain_t5(model.answer))
-    ):
-        for batch in batches:
-            results = pipeline(batch, batch_size=batch_size, mode=mode, **generate_kwargs)
-            yield from zip((problem["id"] for problem in batch), results, strict=True)
-        return
-    under_way = {}
+    processor, under_way = pipeline.processor, {}
 
     def inputs():
         for batch in batches:
             under_way.update((problem["id"], problem) for problem in batch)
             yield [problem["id"] for problem in batch], processor(batch)
 
-    limit = config.max_new_tokens or config.max_length - 1
-    for ids, output in answer_questions(model, inputs(), max_new_tokens=limit, slots=batch_size):
+    for ids, output in answer_questions(pipeline.model, inputs(), max_new_tokens=limit, slots=batch_size):
         results = processor.post_process(output, [under_way.pop(id_) for id_ in ids])
         yield from zip(ids, results, strict=True)

@@ -11,7 +11,7 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from mmcot.training.common import read_jsonl, write_json
+from mmcot.training.common import write_json
 from mmcot.training.hub.downloads import Found, find
 from mmcot.training.paper.published import compare_with_published
 from mmcot.training.stages.manifest import mark_step, step_is_done
@@ -126,7 +126,7 @@ def evaluate_released(name: str, plan: Plan, output: str | Path, *, max_samples=
         FileNotFoundError: a download fails. ValueError: a part is missing, or the parts don't fit together.
     """
     from mmcot.training.data.problems import load_problems
-    from mmcot.training.evaluation.results import evaluate_predictions
+    from mmcot.training.evaluation.results import evaluate_predictions, read_predictions
     from mmcot.training.stages.predict import predict_stage
     from mmcot.training.stages.samples import stage_dataset
 
@@ -148,6 +148,7 @@ def evaluate_released(name: str, plan: Plan, output: str | Path, *, max_samples=
 
     rationales, predictions = None, {}
     counts = dict(zip(problems["id"], map(len, problems["choices"]), strict=True))
+    written = None
     for stage in STAGES:
         of_stage = recipe.for_stage(stage)
         samples = stage_dataset(
@@ -167,14 +168,17 @@ def evaluate_released(name: str, plan: Plan, output: str | Path, *, max_samples=
             num_choices=counts,
             batch_size=batch_size,
             features=features,
+            rationales=written,
             protocol=recipe.protocol,
+            rationale_protocol=recipe.protocol,
             answer_mode="generate",
+            source=recipe.data,
+            split=recipe.test_split,
             max_new_tokens=recipe.max_new_tokens,
             num_beams=recipe.num_beams,
         )
-        for record in read_jsonl(path):
-            predictions.setdefault(record["id"], {}).update(record)
-        rationales = {id_: record["rationale"] for id_, record in predictions.items()}
+        predictions = written = read_predictions(path)
+        rationales = {id_: record["generated"]["rationale"] for id_, record in written.items()}
     records = {problem["id"]: problem for problem in problems.remove_columns(["images"])}
     result = evaluate_predictions(
         records, predictions, protocol=recipe.protocol, rationale_format=recipe.rationale_format

@@ -1,12 +1,19 @@
-"""Predictions of one trained stage: rationales or answers of a split, written so that a cut-off run goes on."""
+"""Predictions of one trained stage of a run: rationales or answers of a split, in the form of `mmcot predict`.
 
-import copy
-import json
+Greedy rationales and scored options go through the engine, as they do in `mmcot predict`; what it doesn't take (beams,
+sampling, adapters) goes to transformers' `generate`.
+"""
+
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mmcot.training.common import drop_cut_line, read_jsonl, written_whole
+import torch
+
+from mmcot.training.evaluation.predictions import PredictionsWriter, header
+from mmcot.training.inference.predict import prediction_record
+
+MAX_ANSWER_TOKENS = 16  # "The answer is (B)." has 7
 
 
 def predict_stage(
@@ -19,13 +26,18 @@ def predict_stage(
     num_choices: dict[str, int],
     batch_size: int = 16,
     features=None,
+    rationales: dict[str, dict[str, Any]] | None = None,
     protocol: str = "generated",
+    rationale_protocol: str | None = None,
     answer_mode: str = "score",
     blank_images: bool = False,
     bf16: bool = False,
+    source: str | None = None,
+    split: str | None = None,
     **generate_kwargs: Any,
 ) -> Path:
-    """Writes one JSON line a sample: `id` and `rationale`, or `id`, `answer` (index), `generated` and `scores`.
+    """Writes a predictions file: of the rationale stage `id`, `rationale` and `generated`; of the answer stage, or a
+    one-stage model, whole predictions.
 
     Samples are taken longest first, so that a batch holds rows of like length. Several processes share the work. What
     was written before an interruption is kept and gone on with; `out` appears when all is there.
@@ -33,137 +45,164 @@ def predict_stage(
     Args:
         samples: a `stage_dataset`.
         num_choices: id → number of choices.
+        rationales: id → record of the rationale stage's predictions, for the answer stage's file.
         protocol: "teacher_forced" feeds the decoder the gold target and takes the most probable token at each
             position, as the original's v1 does.
+        rationale_protocol: how the rationales that the answer stage reads came about.
+        answer_mode: "score" the options' letters, or "generate" and parse the answer.
         blank_images: without any picture.
+        bf16: under autocast.
+        source, split: of the problems, for the file's header.
+        generate_kwargs: of generation.
     """
-    import torch
     from accelerate import PartialState
     from tqdm import tqdm
+
+    from mmcot.training.inference.fingerprint import model_fingerprint
 
     out = Path(out)
     if out.exists():
         return out
     state = PartialState()
-    part = out.with_name(f"{out.name}.rank{state.process_index}of{state.num_processes}")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    done = {record["id"] for record in read_jsonl(part)} if part.exists() else set()
-    drop_cut_line(part)
     model = model.to(state.device).eval()
     predictor = _Predictor(model, processor, stage, features, protocol, answer_mode, blank_images, generate_kwargs)
+    facts = header(
+        "multimodal-cot",
+        model=f"{out.parent.parent.name}/{out.parent.name}",
+        fingerprint=model_fingerprint(model),
+        source=source,
+        split=split,
+        # what was fed a gold target anywhere on the way isn't generated
+        protocol="teacher_forced" if "teacher_forced" in (protocol, rationale_protocol) else protocol,
+        mode="generate" if protocol == "teacher_forced" else answer_mode,
+        decoding={"num_beams": 1, **generate_kwargs},
+        images="blank" if blank_images else "given",
+        rationale_format=processor.rationale_format,
+        stage=stage,
+    )
     lengths, ids = samples["length"], samples["id"]
     order = sorted(range(len(samples)), key=lambda i: (-lengths[i], i))[state.process_index :: state.num_processes]
-    todo = [i for i in order if ids[i] not in done]
-    batches = [todo[i : i + batch_size] for i in range(0, len(todo), batch_size)]
     autocast = torch.autocast(state.device.type, torch.bfloat16, enabled=bf16)
-    with open(part, "a", encoding="utf-8") as file, torch.no_grad(), autocast:
-        rows = ([samples[i] for i in batch] for batch in batches)
-        progress = tqdm(total=len(todo), desc=f"{stage}s", disable=not state.is_main_process)
-        for record in predictor(rows, num_choices, batch_size):
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-            file.flush()
-            progress.update()
-        progress.close()
+    with PredictionsWriter(out, facts, rank=state.process_index, num_processes=state.num_processes) as writer:
+        todo = [i for i in order if ids[i] not in writer.done]
+        batches = ([samples[i] for i in todo[start : start + batch_size]] for start in range(0, len(todo), batch_size))
+        with (
+            torch.no_grad(),
+            autocast,
+            tqdm(total=len(todo), desc=f"{stage}s", disable=not state.is_main_process) as progress,
+        ):
+            for id_, result in predictor(batches, num_choices, batch_size):
+                if stage == "rationale":
+                    generated = {"rationale": result["generated"]["rationale"]}
+                    writer.add({"id": id_, "rationale": result["rationale"], "generated": generated})
+                else:
+                    writer.add(_with_rationale(prediction_record(id_, result), (rationales or {}).get(id_)))
+                progress.update()
     state.wait_for_everyone()
     if state.is_main_process:
-        parts = sorted(out.parent.glob(f"{out.name}.rank*of{state.num_processes}"))
-        records = {record["id"]: record for path in parts for record in read_jsonl(path)}
-        with written_whole(out) as file:
-            for id_ in ids:
-                file.write(json.dumps(records[id_], ensure_ascii=False) + "\n")
-        for path in out.parent.glob(f"{out.name}.rank*"):
-            path.unlink()
+        writer.finish(ids)
     state.wait_for_everyone()
     return out
 
 
+def _with_rationale(record: dict[str, Any], written: dict[str, Any] | None) -> dict[str, Any]:
+    """The record of an answer with what the rationale stage wrote."""
+    if written is None:
+        return record
+    generated = {**record["generated"], "rationale": written["generated"]["rationale"]}
+    return {**record, "rationale": written["rationale"], "generated": generated}
+
+
 class _Predictor:
-    """Turns batches of samples into records."""
+    """Turns batches of samples into results as `MMCoTProcessor.post_process` gives them: yields (id, result)."""
 
     def __init__(self, model, processor, stage, features, protocol, answer_mode, blank_images, generate_kwargs):
+        from mmcot.training.inference.decoder_weights import is_plain_t5
+        from mmcot.training.inference.generation import decoder_limit, use_engine
         from mmcot.training.stages.samples import StageCollator
 
-        self.model, self.processor, self.stage = model, processor, stage
-        self.protocol, self.answer_mode = protocol, answer_mode
-        self.blank_images = blank_images
+        self.model, self.processor, self.stage, self.answer_mode = use_engine(model), processor, stage, answer_mode
         self.generate_kwargs = generate_kwargs
         self.collator = StageCollator(processor, features, with_images=model.config.has_fusion and not blank_images)
-
-    def __call__(self, batches: Iterable[list[dict]], num_choices: dict[str, int], slots: int) -> Iterator[dict]:
-        if self.stage == "rationale" and self.protocol == "generated" and self._decodes_plainly():
-            yield from self._streamed_rationales(batches, slots)
-            return
-        for rows in batches:
-            batch = self._inputs(rows)
-            labels = batch.pop("labels")
-            if self.stage == "rationale":
-                for row, text in zip(rows, self._decode(self._rationale_ids(batch, labels)), strict=True):
-                    yield {"id": row["id"], "rationale": text}
-            else:
-                yield from self._answers(rows, batch, labels, [num_choices[row["id"]] for row in rows])
-
-    def _inputs(self, rows: list[dict]) -> dict:
-        return {name: value.to(self.model.device) for name, value in self.collator(rows).items()}
-
-    def _decodes_plainly(self) -> bool:
-        from mmcot.training.inference.decoder import is_plain_greedy
-        from mmcot.training.inference.decoder_weights import is_plain_t5
-
-        self.config = copy.deepcopy(self.model.generation_config)
-        unknown = self.config.update(**self.generate_kwargs)
-        return not unknown and is_plain_greedy(self.config) and is_plain_t5(self.model)
-
-    def _streamed_rationales(self, batches, slots: int) -> Iterator[dict]:
-        """Rationales as they end; a row that has ended gives its place to the next."""
-        from mmcot.training.inference.decoder import GreedyDecoder
-
-        def encoded():
-            for rows in batches:
-                batch = self._inputs(rows)
-                del batch["labels"]
-                hidden = self.model.get_encoder()(**batch).last_hidden_state
-                yield [row["id"] for row in rows], hidden, batch["attention_mask"]
-
-        decoder = GreedyDecoder(self.model, slots)
-        limit = self.config.max_new_tokens or self.config.max_length - 1
-        for id_, ids in decoder.decode(encoded(), limit, self.model.config.eos_token_id):
-            yield {"id": id_, "rationale": self._decode([ids])[0]}
-
-    def _decode(self, ids) -> list[str]:
-        return [text.strip() for text in self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)]
-
-    def _rationale_ids(self, batch, labels):
-        if self.protocol == "teacher_forced":
-            return self._forced_ids(batch, labels)
-        return self.model.generate(**batch, **self.generate_kwargs)
-
-    def _forced_ids(self, batch, labels):
-        ids = self.model(**batch, labels=labels).logits.argmax(-1)
-        return ids.masked_fill(labels == -100, self.processor.tokenizer.pad_token_id)
-
-    def _answers(self, rows, batch, labels, num_choices: list[int]) -> list[dict[str, Any]]:
-        import torch
-
-        from mmcot.answers_mmcot import answer_in_one_stage
-        from mmcot.processing import parse_answer
-
-        token_ids = self.processor.answer_token_ids()
-        counts = torch.tensor(num_choices, device=self.model.device)
-        if self.protocol == "teacher_forced":
-            texts, scores = self._decode(self._forced_ids(batch, labels)), None
+        ids = processor.answer_token_ids()
+        self.option_ids = {name: ids[name] for name in ("option_prefix_ids", "option_letter_ids")}
+        self.limit = decoder_limit(model, None, dict(generate_kwargs))
+        if protocol == "teacher_forced":
+            self.read = self._forced
+        elif stage == "rationale":
+            self.read = self._generated if self.limit is None else self._written
+        elif processor.rationale_format is None:
+            self.read = self._in_one_stage
         else:
-            one_stage = self.processor.rationale_format is None
-            generate_kwargs = self.generate_kwargs if one_stage else {"max_new_tokens": 16}
-            output = answer_in_one_stage(self.model, **batch, **token_ids, num_choices=counts, **generate_kwargs)
-            texts = self._decode(output.answer_ids)
-            scores = output.option_log_probs
-        records = []
-        for i, (row, text, count) in enumerate(zip(rows, texts, num_choices, strict=True)):
-            record = {"id": row["id"], "answer": parse_answer(text, count), "generated": text}
-            if scores is not None:
-                own = scores[i, :count].softmax(-1)
-                record["scores"] = [round(p, 6) for p in own.tolist()]
-                if self.answer_mode == "score":
-                    record["answer"] = int(own.argmax())
-            records.append(record)
-        return records
+            scored = answer_mode == "score" and is_plain_t5(model)
+            self.read = self._scored if scored else self._answered
+
+    def __call__(self, batches: Iterable[list[dict]], num_choices: dict[str, int], slots: int) -> Iterator[tuple]:
+        def inputs():
+            for rows in batches:
+                ids = [row["id"] for row in rows]
+                counts = torch.tensor([num_choices[id_] for id_ in ids])
+                yield ids, {**self.collator(rows), "num_choices": counts}
+
+        for id_, outputs in self.read(inputs(), slots):
+            yield id_, self.processor.post_process(outputs, [{"choices": [""] * num_choices[id_]}])[0]
+
+    def _written(self, inputs, slots: int):
+        from mmcot.training.inference.engine import write_texts
+
+        for id_, ids in write_texts(self.model, inputs, max_new_tokens=self.limit, slots=slots):
+            yield id_, {"rationale_ids": [ids]}
+
+    def _generated(self, inputs, slots: int):
+        """Rationales by transformers' `generate`: beams, sampling, and networks that the engine doesn't take."""
+        for keys, batch in inputs:
+            batch = self._on_device(batch, without=("labels", "num_choices"))
+            for id_, ids in zip(keys, self.model.generate(**batch, **self.generate_kwargs), strict=True):
+                yield id_, {"rationale_ids": [ids]}
+
+    def _scored(self, inputs, slots: int):
+        from mmcot.training.inference.engine import score_options_of
+
+        for keys, found in score_options_of(self.model, inputs, **self.option_ids):
+            for id_, log_probs in zip(keys, found, strict=True):
+                yield id_, {"option_log_probs": log_probs[None]}
+
+    def _answered(self, inputs, slots: int):
+        """Answers in words and scores, by the network's own passes."""
+        from mmcot.answers_mmcot import score_options
+
+        for keys, batch in inputs:
+            batch = self._on_device(batch, without=("labels",))
+            counts, mask = batch.pop("num_choices"), batch["attention_mask"]
+            encoded = self.model.get_encoder()(**batch, return_dict=True)
+            scores = score_options(self.model, encoded[0], mask, **self.option_ids, num_choices=counts)
+            texts = [None] * len(keys)
+            if self.answer_mode == "generate":
+                texts = self.model.generate(
+                    encoder_outputs=encoded, attention_mask=mask, max_new_tokens=MAX_ANSWER_TOKENS
+                )
+            for id_, log_probs, ids in zip(keys, scores, texts, strict=True):
+                yield id_, {"option_log_probs": log_probs[None], "answer_ids": None if ids is None else [ids]}
+
+    def _in_one_stage(self, inputs, slots: int):
+        from mmcot.answers_mmcot import answer_in_one_stage
+
+        options = {**self.option_ids, **self.generate_kwargs, "mode": self.answer_mode}
+        names = ("rationale_ids", "answer_ids", "option_log_probs")
+        for keys, batch in inputs:
+            output = answer_in_one_stage(self.model, **self._on_device(batch, without=("labels",)), **options)
+            for row, id_ in enumerate(keys):
+                found = {name: output.get(name) for name in names}
+                yield id_, {name: None if rows is None else rows[row : row + 1] for name, rows in found.items()}
+
+    def _forced(self, inputs, slots: int):
+        """The most probable token at each position of the gold target."""
+        name = "rationale_ids" if self.stage == "rationale" else "answer_ids"
+        for keys, batch in inputs:
+            batch = self._on_device(batch, without=("num_choices",))
+            ids = self.model(**batch).logits.argmax(-1).masked_fill(batch["labels"] == -100, -100)
+            for id_, own in zip(keys, ids, strict=True):
+                yield id_, {name: own[None]}
+
+    def _on_device(self, batch: dict, without: tuple[str, ...]) -> dict:
+        return {name: value.to(self.model.device) for name, value in batch.items() if name not in without}

@@ -4,6 +4,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 from transformers import Seq2SeqTrainer
 
+from mmcot.training.inference.generation import use_engine
 from mmcot.training.stages.batches import LengthBatchSampler
 
 
@@ -25,6 +26,7 @@ class StageTrainer(Seq2SeqTrainer):
         self.position_bias_lr = position_bias_lr
         self.tokens_per_batch = tokens_per_batch
         super().__init__(*args, **kwargs)
+        use_engine(self.model)  # evaluation generates as prediction does
 
     def create_optimizer(self, model=None):
         optimizer = super().create_optimizer(model)
@@ -63,6 +65,10 @@ class StageTrainer(Seq2SeqTrainer):
                 prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
             )
         )
+
+    def prediction_step(self, *args, **kwargs):
+        with self.accelerator.autocast():  # generation too, in the precision of training
+            return super().prediction_step(*args, **kwargs)
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         if model.training and self.label_smoother is None and self.compute_loss_func is None:

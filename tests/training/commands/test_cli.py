@@ -70,11 +70,15 @@ def test_predictions_go_on_where_they_were_cut(two_stage_repository, tmp_path):
     command = ["predict", str(two_stage_repository), "embedded:n=6", "--split", "test", "--device", "cpu", "--output"]
     assert main([*command, str(whole)]) == 0
     lines = whole.read_text().splitlines(keepends=True)
-    kept = json.dumps({**json.loads(lines[0]), "rationale": "kept"}) + "\n"
+    kept = json.dumps({**json.loads(lines[1]), "rationale": "kept"}) + "\n"
     cut = tmp_path / "cut.jsonl"
-    cut.with_name("cut.jsonl.partial-records").write_text(kept + lines[1][:20])
+    cut.with_name("cut.jsonl.partial-records").write_text(lines[0] + kept + lines[2][:20])
     assert main([*command, str(cut)]) == 0
-    assert cut.read_text().splitlines(keepends=True) == [kept, *lines[1:]]
+    found, expected = ([json.loads(line) for line in text.splitlines()] for text in (cut.read_text(), "".join(lines)))
+    assert found[1].pop("rationale") == "kept" and expected[1].pop("rationale") != "kept"
+    for record, other in zip(found[1:], expected[1:], strict=True):
+        assert record.pop("scores") == pytest.approx(other.pop("scores"), abs=1e-4)
+    assert found == expected
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.jsonl", "whole.jsonl"]
 
 

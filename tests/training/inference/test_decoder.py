@@ -5,8 +5,9 @@ import torch
 from tiny_models import VOCAB, image_inputs, text_inputs, tiny_model
 from transformers import GenerationConfig
 
-from mmcot.training.inference.decoder import GreedyDecoder, is_plain_greedy
+from mmcot.training.inference.decoder import GreedyDecoder
 from mmcot.training.inference.decoder_weights import forced_logits, is_plain_t5
+from mmcot.training.inference.generation import is_plain_greedy
 
 
 def varied_model(**fields):
@@ -179,8 +180,8 @@ def test_under_autocast_as_near_to_full_precision_as_the_network(fields):
     assert off < 0.02 and off < 1.5 * (own - exact).norm() / exact.norm()
 
 
-def test_a_place_that_was_never_taken_holds_no_nan():
-    """On a CPU one row is decoded beside an empty one."""
+def test_a_slot_that_was_never_taken_holds_no_nan():
+    """On a CPU one row is decoded beside a free slot."""
     model = varied_model()
     text = text_inputs(1)
     with torch.no_grad():

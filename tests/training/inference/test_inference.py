@@ -44,7 +44,8 @@ def test_predictions_are_the_pipelines(processor, tmp_path):
 
     model = MMCoTModel.from_stages(make_stage(processor, 0), make_stage(processor, 1), processor)
     problems = load_problems("embedded:n=4,val=2,test=5", "test")
-    written = list(read_jsonl(predict(model, problems, tmp_path / "out.jsonl", batch_size=2, max_new_tokens=10)))
+    path = predict(model, problems, tmp_path / "out.jsonl", batch_size=2, max_new_tokens=10)
+    _, *written = read_jsonl(path)
     assert [record["id"] for record in written] == problems["id"]
     pipeline = MMCoTPipeline(model=model, processor=processor)
     for record, problem in zip(written, problems, strict=True):

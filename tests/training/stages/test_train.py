@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from mmcot.training.cli import main
-from mmcot.training.common import read_jsonl
+from mmcot.training.evaluation.results import read_predictions
 from mmcot.training.stages.recipe import load_recipe
 from mmcot.training.train import run_recipe
 
@@ -48,13 +48,12 @@ def weights(folder):
 def test_run_leaves_everything_joined_by_id(run):
     folder, results = run
     for split, count in (("val", 8), ("test", 12)):
-        rationales = {
-            record["id"]: record["rationale"] for record in read_jsonl(folder / f"rationale/predictions_{split}.jsonl")
-        }
-        answers = {
-            record["id"]: record["answer"] for record in read_jsonl(folder / f"answer/predictions_{split}.jsonl")
-        }
+        rationales = read_predictions(folder / f"rationale/predictions_{split}.jsonl")
+        answers = read_predictions(folder / f"answer/predictions_{split}.jsonl")
         assert len(rationales) == count and rationales.keys() == answers.keys()
+        for id_, answer in answers.items():  # whole predictions: `mmcot evaluate` needs nothing else
+            assert answer["rationale"] == rationales[id_]["rationale"]
+            assert answer["generated"]["rationale"] == rationales[id_]["generated"]["rationale"]
         assert json.loads((folder / f"results_{split}.json").read_text())["n"]["Avg"] == count
         assert results[split]["protocol"] == "generated"
     card = (folder / "hub" / "README.md").read_text()
@@ -73,10 +72,8 @@ def test_repository_answers_as_the_run_did(run):
     problems = list(load_problems("embedded:n=48,val=8,test=12", "test"))
     processor = MMCoTProcessor.from_pretrained(folder / "hub")
     output = MMCoTModel.from_pretrained(folder / "hub").generate(**processor(problems), max_new_tokens=8)
-    answers = {record["id"]: record for record in read_jsonl(folder / "answer/predictions_test.jsonl")}
-    rationales = {
-        record["id"]: record["rationale"] for record in read_jsonl(folder / "rationale/predictions_test.jsonl")
-    }
+    answers = read_predictions(folder / "answer/predictions_test.jsonl")
+    rationales = {id_: answer["generated"]["rationale"] for id_, answer in answers.items()}
     compared = 0
     for problem, ids, result in zip(
         problems, output.rationale_ids.tolist(), processor.post_process(output, problems), strict=True
@@ -86,7 +83,7 @@ def test_repository_answers_as_the_run_did(run):
         if processor.tokenizer(rationales[problem["id"]])["input_ids"][:-1] == [i for i in ids if i > 1]:
             compared += 1
             assert result["answer_index"] == record["answer"]
-            assert list(result["scores"].values()) == pytest.approx(record["scores"], abs=1e-4)
+            assert result["scores"] == pytest.approx(record["scores"], abs=1e-4)
     assert compared > 0
 
 
@@ -143,13 +140,14 @@ def test_cut_off_predictions_are_gone_on_with(run, tmp_path):
     shutil.copytree(run[0], folder)
     done = folder / "rationale" / "predictions_test.jsonl"
     lines = done.read_text().splitlines(keepends=True)
-    marked = lines[0].replace('"rationale": "', '"rationale": "kept ')
-    (folder / "rationale" / "predictions_test.jsonl.rank0of1").write_text(marked + lines[1][:15])
-    expected = {record["id"]: record["rationale"] for record in read_jsonl(done)}
+    marked = lines[1].replace('"rationale": "', '"rationale": "kept ', 1)
+    part = done.with_name(f"{done.name}.partial-records")
+    part.write_text(lines[0] + marked + lines[2][:15])
+    expected = {id_: record["rationale"] for id_, record in read_predictions(done).items()}
     done.unlink()
     run_recipe(recipe(folder))
-    found = {record["id"]: record["rationale"] for record in read_jsonl(done)}
-    first = json.loads(lines[0])["id"]
+    found = {id_: record["rationale"] for id_, record in read_predictions(done).items()}
+    first = json.loads(lines[1])["id"]
     assert found.pop(first) == f"kept {expected.pop(first)}"
     assert found == expected
 
@@ -193,7 +191,7 @@ def test_real_problems_train_without_a_lost_record(tmp_path, shared_dir):
         )
     )
     assert (results["val"]["n"]["Avg"], results["test"]["n"]["Avg"]) == (6, 20)
-    assert len(list(read_jsonl(tmp_path / "rationale" / "predictions_test.jsonl"))) == 20
+    assert len(read_predictions(tmp_path / "rationale" / "predictions_test.jsonl")) == 20
     assert "cc-by-nc-sa-4.0" in (tmp_path / "hub" / "README.md").read_text()
 
 

@@ -1,0 +1,156 @@
+"""Which generation the greedy decoder takes over, and a network's `generate` that goes through it.
+
+What the decoder takes is decided on the generation configuration that transformers itself has prepared and merged (the
+call's options, a passed configuration, the model's): greedy decoding, and nothing beside the fields that the decoder
+honours. Whatever else is asked for goes to transformers' own `generate`.
+"""
+
+import types
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig
+
+from mmcot.training.inference.decoder import GreedyDecoder
+from mmcot.training.inference.decoder_weights import is_plain_t5
+
+# fields of a generation configuration that the decoder honours …
+HONOURED = {"max_length", "max_new_tokens", "eos_token_id", "pad_token_id", "decoder_start_token_id"}
+# … that don't concern an encoder-decoder, or say where the configuration comes from …
+WITHOUT_EFFECT = {"bos_token_id", "transformers_version", "_from_model_config", "cache_implementation", "cache_config"}
+# … that have an effect on sampling and beam search only …
+OF_SAMPLING = {"temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"}
+OF_BEAMS = {"length_penalty", "early_stopping", "num_beam_groups", "diversity_penalty"}
+# … and the values at which the others ask for nothing; None does too.
+NEUTRAL: dict[str, Any] = {
+    "do_sample": False,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "use_cache": True,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "renormalize_logits": False,
+    "remove_invalid_values": False,
+    "guidance_scale": 1.0,
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "output_logits": False,
+    "output_scores": False,
+    "return_dict_in_generate": False,
+}
+_IMAGES = ("image_features", "pixel_values", "pixel_mask", "image_attention_mask")
+
+
+def is_plain_greedy(config: GenerationConfig) -> bool:
+    """Whether a configuration asks for the most probable token each time and nothing else."""
+    defaults = {name: value for name, value in _defaults(config).items() if name not in HONOURED}
+    for name, value in config.to_dict().items():
+        if value is None or name in HONOURED | WITHOUT_EFFECT | OF_SAMPLING | OF_BEAMS:
+            continue
+        if name in NEUTRAL:
+            if value != NEUTRAL[name]:
+                return False
+        elif name not in defaults or value != defaults[name]:
+            return False
+    return True
+
+
+def _defaults(config: GenerationConfig) -> dict[str, Any]:
+    """What transformers fills in where nothing is set, whatever fields a version has."""
+    filled = getattr(config, "_get_default_generation_params", dict)()
+    return {**GenerationConfig().to_dict(), **filled}
+
+
+def decoder_limit(model, generation_config: GenerationConfig | None, options: dict[str, Any]) -> int | None:
+    """How many tokens the decoder may write for a call of `model.generate`, or None if it can't take the call.
+
+    Args:
+        model: a stage (or any T5).
+        generation_config, options: as `generate` gets them. Options that are no fields of the configuration, such as
+            a logits processor, are for `generate` alone, unless they are None, False or the encoder's.
+    """
+    given = [options.get("max_length"), generation_config and generation_config.max_length]
+    given.append(model.generation_config.max_length)
+    config, others = model._prepare_generation_config(generation_config, **options)
+    if any(value is not None and value is not False for name, value in others.items() if name not in _IMAGES):
+        return None
+    start = model.config.decoder_start_token_id
+    if not is_plain_greedy(config) or start is None or config.decoder_start_token_id not in (None, start):
+        return None
+    if config.eos_token_id is None or not isinstance(config.pad_token_id, int) or not is_plain_t5(model):
+        return None
+    if config.max_new_tokens is not None:
+        return config.max_new_tokens if config.max_new_tokens > 0 else None
+    length = next((length for length in given if length is not None), None)
+    limit = 20 if length is None else length - 1  # transformers' default; the start token counts
+    return limit if limit > 0 else None
+
+
+@torch.no_grad()
+def generate(
+    model,
+    input_ids: Tensor | None = None,
+    generation_config: GenerationConfig | None = None,
+    encoder_outputs=None,
+    attention_mask: Tensor | None = None,
+    **options: Any,
+) -> Tensor:
+    """A stage's `generate`, by the greedy decoder where it gives the same ids; see `use_engine`.
+
+    Returns:
+        ids (rows, length), beginning with the decoder's start token and padded behind each row's end; or whatever
+        transformers' `generate` returns for what is asked of it.
+    """
+    labels = options.pop("labels", None)  # `Seq2SeqTrainer` hands them in; they are no part of generation
+    limit = decoder_limit(model, generation_config, options)
+    if limit is None or (input_ids is None and encoder_outputs is None):
+        if labels is not None:
+            options["labels"] = labels
+        if input_ids is not None:
+            options["input_ids"] = input_ids
+        return type(model).generate(
+            model,
+            generation_config=generation_config,
+            **({} if encoder_outputs is None else {"encoder_outputs": encoder_outputs}),
+            **({} if attention_mask is None else {"attention_mask": attention_mask}),
+            **options,
+        )
+    config, others = model._prepare_generation_config(generation_config, **options)
+    images = {name: value for name, value in others.items() if name in _IMAGES and value is not None}
+    if attention_mask is None:
+        hidden_length = encoder_outputs[0].shape[:2] if encoder_outputs is not None else None
+        if input_ids is None:
+            attention_mask = torch.ones(hidden_length, dtype=torch.long, device=encoder_outputs[0].device)
+        else:  # as transformers does it
+            attention_mask = (input_ids != config.pad_token_id).long()
+    if encoder_outputs is None:
+        encoder_outputs = model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask, **images)
+    hidden = encoder_outputs[0]
+    decoder = GreedyDecoder(model, slots=len(hidden))
+    batches = [(list(range(len(hidden))), hidden, attention_mask)]
+    written = dict(decoder.decode(batches, limit, config.eos_token_id))
+    start = model.config.decoder_start_token_id
+    rows = [torch.tensor([start, *written[row]]) for row in range(len(hidden))]
+    padded = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=config.pad_token_id)
+    return padded.to(hidden.device)
+
+
+def use_engine(model):
+    """Lets the stages of a model generate by the greedy decoder wherever it gives the same ids; returns the model.
+
+    Args:
+        model: an `MMCoTModel` or `MMCoTForConditionalGeneration`; anything else stays as it is. Only this object
+            changes, not its class, and what is saved of it doesn't.
+    """
+    from mmcot import MMCoTForConditionalGeneration, MMCoTModel
+
+    stages = [model.rationale, model.answer] if isinstance(model, MMCoTModel) else [model]
+    for stage in stages:
+        if isinstance(stage, MMCoTForConditionalGeneration):
+            stage.generate = types.MethodType(generate, stage)
+    return model
