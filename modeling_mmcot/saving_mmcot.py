@@ -146,6 +146,11 @@ class CompleteSaveMixin:
         """
         upload = {name: kwargs.pop(name) for name in UPLOAD_ARGUMENTS if push_to_hub and name in kwargs}
         self.config.auto_map = dict(self._auto_map)
+        known = processor or self.processor
+        if known is not None and self.config.option_letter_ids is None:  # so that the model answers by itself
+            for name, ids in known.answer_token_ids().items():
+                if hasattr(self.config, name):
+                    setattr(self.config, name, ids)
         self.config.custom_pipelines = {
             TASK: {"impl": "pipeline_mmcot.MMCoTPipeline", "pt": [self._pipeline_auto_class], "type": "multimodal"}
         }

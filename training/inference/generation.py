@@ -108,7 +108,12 @@ def generate(
     """
     labels = options.pop("labels", None)  # `Seq2SeqTrainer` hands them in; they are no part of generation
     limit = decoder_limit(model, generation_config, options)
-    if limit is None or (input_ids is None and encoder_outputs is None):
+    if attention_mask is None and limit is not None:
+        if encoder_outputs is None and input_ids is not None and not (input_ids == model.config.pad_token_id).any():
+            attention_mask = torch.ones_like(input_ids)
+        else:
+            limit = None  # what padding means without a mask is for transformers to say
+    if limit is None:
         if labels is not None:
             options["labels"] = labels
         if input_ids is not None:
@@ -122,12 +127,6 @@ def generate(
         )
     config, others = model._prepare_generation_config(generation_config, **options)
     images = {name: value for name, value in others.items() if name in _IMAGES and value is not None}
-    if attention_mask is None:
-        hidden_length = encoder_outputs[0].shape[:2] if encoder_outputs is not None else None
-        if input_ids is None:
-            attention_mask = torch.ones(hidden_length, dtype=torch.long, device=encoder_outputs[0].device)
-        else:  # as transformers does it
-            attention_mask = (input_ids != config.pad_token_id).long()
     if encoder_outputs is None:
         encoder_outputs = model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask, **images)
     hidden = encoder_outputs[0]
