@@ -53,8 +53,8 @@ def convert_original_state_dict(state_dict: dict[str, Tensor]) -> dict[str, Tens
         if twice:
             raise ModelError(f"the checkpoint holds the fusion in both of the original's layouts ({key})")
         converted |= new
-    names = ("image_proj", "q_proj", "k_proj", "v_proj", "out_proj", "gate_proj")
-    missing = {f"encoder.fusion.{name}.{kind}" for name in names for kind in ("weight", "bias")} - converted.keys()
+    layers = ("image_proj", "q_proj", "k_proj", "v_proj", "out_proj", "gate_proj")
+    missing = {f"encoder.fusion.{name}.{kind}" for name in layers for kind in ("weight", "bias")} - converted.keys()
     if missing:
         raise ModelError(f"the original's fusion is incomplete; without a source are {', '.join(sorted(missing))}")
     return converted

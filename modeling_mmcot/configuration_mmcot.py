@@ -12,10 +12,13 @@ FUSION_GATES = ("sigmoid", "none")
 STAGES = (None, "rationale", "answer")
 
 
-def _vision_config(config: dict | PreTrainedConfig | None) -> PreTrainedConfig | None:
-    """The backbone's configuration as an object; of a model of image and text (CLIP, SigLIP) its vision tower's.
+def as_vision_config(config: dict | PreTrainedConfig) -> PreTrainedConfig:
+    """A backbone's configuration as an object; of a model of image and text (CLIP, SigLIP) its vision tower's.
 
-    `sub_configs_defaults` would do the first, but not in transformers 5.15.
+    transformers' `sub_configs_defaults` would make the object, but not in 5.15.
+
+    Raises:
+        ModelError: a dictionary without a `model_type` that transformers knows.
     """
     if isinstance(config, dict):
         values = dict(config)
@@ -72,7 +75,8 @@ class MMCoTConfig(T5Config):
     option_letter_ids: list[int] | None = None
 
     def __post_init__(self, **kwargs):
-        self.vision_config = _vision_config(self.vision_config)
+        if self.vision_config is not None:
+            self.vision_config = as_vision_config(self.vision_config)
         # T5Config forces the tie and keeps the wish only as `scale_decoder_outputs`; a model whose head is its own
         # then ends up with a merged one as soon as somebody calls `tie_weights()`.
         tie_word_embeddings = kwargs.get("tie_word_embeddings")
@@ -134,7 +138,8 @@ class MMCoTTwoStageConfig(PreTrainedConfig):
     decoder_start_token_id: int | None = 0
 
     def __post_init__(self, **kwargs):
-        self.vision_config = _vision_config(self.vision_config)
+        if self.vision_config is not None:
+            self.vision_config = as_vision_config(self.vision_config)
         self.rationale_config = self._stage(self.rationale_config, "rationale")
         if self.share_stages:
             self.answer_config = self.rationale_config
@@ -150,9 +155,9 @@ class MMCoTTwoStageConfig(PreTrainedConfig):
             return MMCoTConfig(stage=stage)
         return MMCoTConfig(**config) if isinstance(config, dict) else config
 
-    def get_text_config(self, *args, **kwargs) -> PreTrainedConfig:
+    def get_text_config(self, *args, **kwargs) -> Any:
         """The rationale stage's: both stages have one vocabulary."""
         return self.rationale_config
 
 
-__all__ = ["MMCoTConfig", "MMCoTTwoStageConfig"]
+__all__ = ["MMCoTConfig", "MMCoTTwoStageConfig", "as_vision_config"]

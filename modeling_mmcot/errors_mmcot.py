@@ -22,9 +22,7 @@ class VersionError(ModelError, ImportError):
 
 
 if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < (5, 15):
-    raise VersionError(
-        f"mmcot needs transformers >= 5.15, this is {transformers.__version__}: pip install -U transformers"
-    )
-
+    found = transformers.__version__
+    raise VersionError(f"mmcot needs transformers >= 5.15, this is {found}: pip install -U transformers")
 
 __all__ = ["ModelError", "ModelFileError", "VersionError"]

@@ -7,6 +7,7 @@ caches, adapters, trainers) works here: the decoder sees only an encoder output.
 import copy
 import importlib
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from .errors_mmcot import ModelError
 from .fusion_mmcot import GatedFusion
 from .pipeline_mmcot import MMCoTPipeline  # noqa: F401  (travels with the model: the loader follows imports)
 from .saving_mmcot import CompleteSaveMixin
-from .vision_mmcot import build_vision, get_image_features, vision_feature_size
+from .vision_mmcot import MMCoTImageFeatures, build_vision, get_image_features, vision_feature_size
 
 # what transformers calls the decoder's cache, before and since 5.24
 CACHE = "cache" if "cache" in Seq2SeqLMOutput.__dataclass_fields__ else "past_key_values"
@@ -111,12 +112,12 @@ class MMCoTEncoder(MMCoTPreTrainedModel, T5Stack):
         return self
 
     @can_return_tuple
-    def get_image_features(self, pixel_values: Tensor, *args, **kwargs: Unpack[TransformersKwargs]):
+    def get_image_features(self, pixel_values: Tensor, *args: Any, **kwargs: Any) -> MMCoTImageFeatures:
         """Image features by the backbone inside the model: `get_image_features` of vision_mmcot.py."""
         if self.vision is None:
             raise ModelError("pixel_values need a vision backbone, and this model has none: set vision_config")
-        options = {"vision_feature": self.config.vision_feature, "feature_size": self.config.image_feature_size}
-        return get_image_features(self.vision, pixel_values, *args, **options, **kwargs)
+        kwargs |= {"vision_feature": self.config.vision_feature, "feature_size": self.config.image_feature_size}
+        return get_image_features(self.vision, pixel_values, *args, **kwargs)
 
     @can_return_tuple
     def forward(
@@ -171,6 +172,7 @@ class MMCoTForConditionalGeneration(
         "AutoProcessor": "processing_mmcot.MMCoTProcessor",
     }
     _pipeline_auto_class = "AutoModelForSeq2SeqLM"
+    encoder: MMCoTEncoder
 
     def __init__(self, config: MMCoTConfig):
         # Not T5ForConditionalGeneration's, which would build a second encoder.
@@ -196,7 +198,7 @@ class MMCoTForConditionalGeneration(
     @classmethod
     def _adapt(cls, source, saved_config, weights, config, kwargs):
         own = saved_config.get("model_type") == cls.config_class.model_type
-        if own and weights and not any("mha_layer." in name for name in weights):
+        if not saved_config or (own and weights and not any("mha_layer." in name for name in weights)):
             return config, None
         try:  # not as a plain import, which would bring the file into every Hub repository
             checkpoints = importlib.import_module(".checkpoints_mmcot", __package__)
@@ -222,7 +224,7 @@ class MMCoTForConditionalGeneration(
             return super().get_expanded_tied_weights_keys(all_submodels=all_submodels)
         return {target: source for target, source in self._tied_weights_keys.items() if target != "lm_head.weight"}
 
-    def get_image_features(self, pixel_values: Tensor, *args, **kwargs: Unpack[TransformersKwargs]):
+    def get_image_features(self, pixel_values: Tensor, *args: Any, **kwargs: Any) -> MMCoTImageFeatures:
         """As `MMCoTEncoder.get_image_features`."""
         return self.encoder.get_image_features(pixel_values, *args, **kwargs)
 
@@ -233,7 +235,7 @@ class MMCoTForConditionalGeneration(
         attention_mask: Tensor | None = None,
         decoder_input_ids: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
-        encoder_outputs: BaseModelOutput | tuple | None = None,
+        encoder_outputs: BaseModelOutput | None = None,
         cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         decoder_inputs_embeds: Tensor | None = None,
@@ -282,22 +284,21 @@ class MMCoTForConditionalGeneration(
         elif not isinstance(encoder_outputs, BaseModelOutput):
             encoder_outputs = BaseModelOutput(*encoder_outputs[:3])
         if labels is not None and self.config.loss_on_padding:
-            labels = labels.masked_fill(labels == -100, self.config.pad_token_id)
+            labels = labels.masked_fill(labels == -100, self.config.pad_token_id or 0)
         if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
             decoder_input_ids = self._shift_right(labels)
-        skip_logits = skip_logits and labels is not None
         decoded = self.decoder(
             input_ids=decoder_input_ids,
             attention_mask=decoder_attention_mask,
             inputs_embeds=decoder_inputs_embeds,
             encoder_hidden_states=encoder_outputs.last_hidden_state,
             encoder_attention_mask=attention_mask,
-            use_cache=False if skip_logits else use_cache,
+            use_cache=False if skip_logits and labels is not None else use_cache,
             **{CACHE: cache},
             **kwargs,
         )
         states = decoded.last_hidden_state
-        if skip_logits:
+        if skip_logits and labels is not None:
             labels = labels.flatten().to(states.device)
             labelled = (labels != -100).nonzero().squeeze(1)  # once: the device has to be waited for
             labels, states = labels[labelled], states.flatten(0, 1)[labelled]  # (labels, d_model)
@@ -309,7 +310,7 @@ class MMCoTForConditionalGeneration(
             loss = self.loss_function(logits, labels, logits.shape[-1], num_items_in_batch=num_items_in_batch)
         return MMCoTSeq2SeqLMOutput(
             loss=loss,
-            logits=None if skip_logits else logits,
+            logits=logits if labels is None or not skip_logits else None,
             **{CACHE: getattr(decoded, CACHE)},
             decoder_hidden_states=decoded.hidden_states,
             decoder_attentions=decoded.attentions,

@@ -32,7 +32,7 @@ PROCESSING_FILES = ["processing_mmcot.py", "image_processing_mmcot.py", "prompts
 def _processing_folder() -> Path | None:
     """Where the package is installed, the processor's code has a folder of its own; in a Hub repository it hasn't."""
     spec = importlib.util.find_spec(f"{__package__}.processing")
-    return Path(spec.origin).parent if spec is not None and spec.origin else None
+    return Path(spec.origin).parent if spec and spec.origin else None
 
 
 def code_files() -> list[Path]:
@@ -64,7 +64,7 @@ def read_repository_files(source, **hub) -> dict[str, bytes]:
     found = {}
     for name in REPOSITORY_FILES if installed else REPOSITORY_FILES + PROCESSING_FILES:
         with contextlib.suppress(OSError):  # absent
-            found[name] = Path(cached_file(source, name, **hub)).read_bytes()
+            found[name] = Path(str(cached_file(source, name, **hub))).read_bytes()
             if installed and name.endswith("config.json"):
                 settings = json.loads(found[name], object_hook=own_code)
                 found[name] = json.dumps(settings, indent=2, ensure_ascii=False).encode() + b"\n"
@@ -102,10 +102,7 @@ class CompleteSaveMixin:
                 saved_config, _ = PreTrainedConfig.get_config_dict(source, **hub)
             except OSError:  # an adapter's folder, a GGUF file, nothing at all: transformers knows or says it better
                 saved_config = {}
-            weights = read_weights(source, **hub)
-            config, weights = (
-                cls._adapt(source, saved_config, weights, config, kwargs) if saved_config else (config, None)
-            )
+            config, weights = cls._adapt(source, saved_config, read_weights(source, **hub), config, kwargs)
             if weights is None:
                 model, info = super().from_pretrained(source, *model_args, config=config, **kwargs)
             else:
@@ -124,9 +121,9 @@ class CompleteSaveMixin:
     @classmethod
     def _adapt(cls, source, saved_config: dict, weights: dict[str, Tensor], config, kwargs: dict):
         """Configuration and weights to load in place of a checkpoint's own; None for those that are right."""
-        if saved_config.get("model_type") != cls.config_class.model_type:
-            ours = cls.config_class.model_type
-            raise ModelError(f"{source} is a {saved_config.get('model_type')} model: {cls.__name__} loads {ours} ones")
+        found, own = saved_config.get("model_type"), cls.config_class.model_type
+        if saved_config and found != own:
+            raise ModelError(f"{source} is a {found} model: {cls.__name__} loads {own} models")
         return config, None
 
     def _after_loading(self, info: dict) -> None:
@@ -205,18 +202,14 @@ def _minimal_card(model) -> str:
     return f"""---
 library_name: transformers
 pipeline_tag: image-text-to-text
-tags:
-- multimodal-cot
+tags: [multimodal-cot]
 ---
-
 # {type(model).__name__}
 
-A Multimodal Chain-of-Thought model (Zhang et al., [arXiv 2302.00923](https://arxiv.org/abs/2302.00923)),
+A Multimodal Chain-of-Thought model (Zhang et al., [arXiv 2302.00923](https://arxiv.org/abs/2302.00923)) of
 {model.num_parameters() / 1e6:.1f} M parameters. No evaluation is recorded for these weights.
-
 ```python
 from transformers import pipeline
-
 answer = pipeline("{TASK}", model="<this repository>", trust_remote_code=True)
 answer({{"question": "…", "choices": ["…", "…"], "image": "picture.png"}})
 ```

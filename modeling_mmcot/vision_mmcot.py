@@ -9,28 +9,23 @@ from torch import Tensor
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from .configuration_mmcot import as_vision_config
 from .errors_mmcot import ModelError
 
 
-def build_vision(config: PreTrainedConfig) -> PreTrainedModel:
-    """The backbone with fresh weights. Never downloads."""
-    return _reads_pixels(AutoModel.from_config(vision_tower(config)))
+def build_vision(config: dict | PreTrainedConfig) -> PreTrainedModel:
+    """The backbone with fresh weights. Never downloads.
 
-
-def vision_tower(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The configuration of the image part of a model of image and text; any other as it is."""
-    return getattr(config, "vision_config", None) or config
-
-
-def _reads_pixels(vision: PreTrainedModel) -> PreTrainedModel:
-    parameters = inspect.signature(vision.forward).parameters
-    needed = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
-    needed = [name for name in needed if name not in ("pixel_values", "args", "kwargs")]
-    if "pixel_values" not in parameters or needed:
-        what = f"also needs {', '.join(needed)}" if needed else "reads no pixel_values"
-        raise ModelError(
-            f"{type(vision).__name__} {what}: choose a vision tower that takes images of one size as they are"
-        )
+    Raises:
+        ModelError: a network that doesn't read pixels, or not pixels alone.
+    """
+    vision = AutoModel.from_config(as_vision_config(config))
+    parameters = inspect.signature(vision.forward).parameters.values()
+    needed = {parameter.name for parameter in parameters if parameter.default is parameter.empty}
+    needed -= {"pixel_values", "args", "kwargs"}
+    if needed or vision.main_input_name != "pixel_values":
+        why = f"also needs {', '.join(sorted(needed))}" if needed else f"reads {vision.main_input_name}"
+        raise ModelError(f"vision_config: {type(vision).__name__} {why}; choose one that reads pixel_values alone")
     return vision
 
 
@@ -138,4 +133,4 @@ def _as_patches(output, vision_feature: str, feature_size: int | None) -> Tensor
     return features
 
 
-__all__ = ["MMCoTImageFeatures", "build_vision", "get_image_features", "vision_feature_size", "vision_tower"]
+__all__ = ["MMCoTImageFeatures", "build_vision", "get_image_features", "vision_feature_size"]
