@@ -64,6 +64,8 @@ def prepare_generation_config(
         own.pop("max_new_tokens", None)
         own.pop("max_length", None)
     config.update(**own, defaults_only=True, allow_custom_entries=True)
+    if config.cache_implementation == "paged":
+        raise ModelError('cache_implementation="paged" (continuous batching) takes no encoder\'s output')
     if config.max_length is None and config.max_new_tokens is None:
         config.max_new_tokens = MAX_RATIONALE_TOKENS
     return config, rest
@@ -221,6 +223,11 @@ def answer_in_one_stage(
         kwargs: image inputs, as in `MMCoTForConditionalGeneration.forward`, and `generate`'s options.
     """
     check_mode(mode)
+    if "answer_input_ids" in kwargs:
+        raise ModelError(
+            "this is one stage of two: give it its own inputs, `processor(problems, stage=…)`, or load the repository "
+            "of both stages"
+        )
     if option_prefix_ids is None or option_letter_ids is None:
         option_prefix_ids, option_letter_ids = _option_token_ids(model)
     target = (model.config.prompt_format or "QCM-A").split("-")[1]
@@ -238,7 +245,7 @@ def answer_in_one_stage(
         answer_image_attentions=encoded.image_attentions,
         answer_image_gate=encoded.image_gate,
     )
-    written = None
+    hidden, written = encoded.last_hidden_state, None  # `generate` repeats the encoder's output in place
     if mode == "generate" or target != "A":
         ids = model.generate(**source, encoder_outputs=encoded, generation_config=config, **rest)
         if isinstance(ids, ModelOutput):
@@ -261,7 +268,7 @@ def answer_in_one_stage(
 
     output.option_log_probs = score_options(
         model,
-        repeated(encoded.last_hidden_state),
+        repeated(hidden),
         repeated(attention_mask),
         option_prefix_ids,
         option_letter_ids,

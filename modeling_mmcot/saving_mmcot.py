@@ -22,6 +22,8 @@ from .errors_mmcot import ModelError
 from .loading_mmcot import HUB_ARGUMENTS, check_loaded, loading_errors, read_weights
 
 TASK = "multimodal-cot"
+# The tags that cards carry are tasks of transformers'; the Hub's snippet names them, and gets the same pipeline.
+TASKS = (TASK, "image-text-to-text", "question-answering")
 UPLOAD_ARGUMENTS = ("repo_id", "private", "token", "commit_message", "commit_description", "revision", "create_pr")
 # Written by others than the model: carried over from the repository that the model was loaded from.
 REPOSITORY_FILES = ["README.md", "LICENSE", "processor_config.json", "preprocessor_config.json", "spiece.model"]
@@ -143,20 +145,19 @@ class CompleteSaveMixin:
         """
         upload = {name: kwargs.pop(name) for name in UPLOAD_ARGUMENTS if push_to_hub and name in kwargs}
         self.config.auto_map = dict(self._auto_map)
-        known = processor or self.processor
-        if known is not None and self.config.option_letter_ids is None:  # so that the model answers by itself
-            for name, ids in known.answer_token_ids().items():
-                if hasattr(self.config, name):
-                    setattr(self.config, name, ids)
-        self.config.custom_pipelines = {
-            TASK: {"impl": "pipeline_mmcot.MMCoTPipeline", "pt": [self._pipeline_auto_class], "type": "multimodal"}
-        }
+        pipeline = {"impl": "pipeline_mmcot.MMCoTPipeline", "pt": [self._pipeline_auto_class], "type": "multimodal"}
+        self.config.custom_pipelines = {task: pipeline for task in TASKS}
+        processor = processor or self.processor
+        if processor is not None and self.config.option_letter_ids is None:
+            with contextlib.suppress(ValueError):  # a tokenizer whose letters are not one token each
+                ids = processor.answer_token_ids()  # with them the model answers by itself
+                self.config.update({name: ids[name] for name in ids if hasattr(self.config, name)})
         # Under the names of the modules: names of an older layout, which transformers prefers for some backbones, are
         # unknown to `Trainer` when it resumes or takes up the best checkpoint, and it goes on without those weights.
         kwargs.setdefault("save_original_format", False)
         super().save_pretrained(save_directory, **kwargs)
         if kwargs.get("is_main_process", True):
-            self._complete_folder(Path(save_directory), processor or self.processor, model_card)
+            self._complete_folder(Path(save_directory), processor, model_card)
         if push_to_hub:
             upload = {"repo_id": Path(save_directory).name, **upload}
             self.push_to_hub(**upload, processor=processor, model_card=model_card)

@@ -8,7 +8,6 @@ import torch
 from two_stage_models import SIZES, make_stage
 
 from mmcot import MMCoTConfig, MMCoTForConditionalGeneration, MMCoTModel, MMCoTProcessor
-from mmcot.answers_mmcot import join_ragged
 from mmcot.processing import build_prompt, image_processor_for
 from mmcot.training.data.embedded.generate import generate_problems
 
@@ -37,13 +36,6 @@ def assert_same(one, other):
     for a, b in zip(one, other, strict=True):
         assert a["generated"] == b["generated"] and a["answer"] == b["answer"]
         assert a["scores"] == pytest.approx(b["scores"], abs=1e-4)
-
-
-def test_ragged_rows_are_joined_without_gaps():
-    ids = torch.tensor([[5, 6, 0], [7, 0, 0]])
-    joined, mask = join_ragged([(ids, ids != 0), (torch.tensor([[0, 8], [9, 0]]), torch.tensor([[0, 1], [1, 0]]))], 0)
-    assert joined.tolist() == [[5, 6, 8], [7, 9, 0]]
-    assert mask.tolist() == [[1, 1, 1], [1, 1, 0]]
 
 
 def test_answer_source_on_tensors_equals_the_text_path(model, processor, problems):

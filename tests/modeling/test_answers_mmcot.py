@@ -1,0 +1,374 @@
+"""Generation options, one stage's answers and their scores: what holds for every model here."""
+
+import copy
+
+import pytest
+import torch
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList
+from two_stage_models import make_stage
+
+from mmcot import MMCoTForConditionalGeneration, MMCoTModel, MMCoTProcessor
+from mmcot.answers_mmcot import join_ragged, mask_from_padding, own_tokens, prepare_generation_config, score_options
+from mmcot.errors_mmcot import ModelError
+from mmcot.processing import build_prompt, image_processor_for
+from mmcot.training.data.embedded.generate import generate_problems
+
+
+@pytest.fixture(scope="module")
+def processor(tiny_tokenizer):
+    return MMCoTProcessor(image_processor_for(64), tiny_tokenizer, max_source_length=200)
+
+
+@pytest.fixture(scope="module")
+def problems():
+    return list(generate_problems(8, seed=5))
+
+
+@pytest.fixture(scope="module")
+def inputs(processor, problems):
+    return processor(problems)
+
+
+@pytest.fixture
+def model(processor):
+    return MMCoTModel.from_stages(make_stage(processor, 0), make_stage(processor, 1), processor)
+
+
+def one_stage(processor, answer_format, **settings):
+    """A one-stage model and its processor."""
+    own = MMCoTProcessor(
+        processor.image_processor,
+        processor.tokenizer,
+        rationale_format=None,
+        answer_format=answer_format,
+        max_source_length=200,
+    )
+    model = make_stage(processor, 3, prompt_format=answer_format, **settings)
+    model.processor = own
+    return model, own
+
+
+def test_ragged_rows_are_joined_without_gaps():
+    ids = torch.tensor([[5, 6, 0], [7, 0, 0]])
+    joined, mask = join_ragged([(ids, ids != 0), (torch.tensor([[0, 8], [9, 0]]), torch.tensor([[0, 1], [1, 0]]))], 0)
+    assert joined.tolist() == [[5, 6, 8], [7, 9, 0]]
+    assert mask.tolist() == [[1, 1, 1], [1, 1, 0]]
+
+
+def test_own_tokens_are_those_between_start_and_end():
+    config = GenerationConfig(pad_token_id=0, eos_token_id=1, decoder_start_token_id=0)
+    ids = torch.tensor([[0, 7, 8, 1, 0, -100], [0, 7, 5, 9, 1, 5]])
+    assert own_tokens(ids, config).tolist() == [
+        [False, True, True, False, False, False],
+        [False] + [True] * 3 + [False, True],
+    ]
+    other = GenerationConfig(eos_token_id=[1, 5])  # what generate ended with: the rest of the row is padding
+    assert own_tokens(ids, config, other).tolist()[1] == [False, True, False, False, False, False]
+
+
+# ---- options ----
+
+
+def test_options_are_merged_as_transformers_merges_them(model):
+    """The call's, then the configuration's that is passed, then the model's own."""
+    model.generation_config.num_beams, model.generation_config.no_repeat_ngram_size = 3, 2
+    config, rest = model.prepare_generation_config(GenerationConfig(num_beams=2, top_k=7), num_beams=4, streamer="s")
+    assert (config.num_beams, config.top_k, config.no_repeat_ngram_size) == (4, 7, 2) and rest == {"streamer": "s"}
+    passed = GenerationConfig(num_beams=2, max_new_tokens=9)
+    assert model.prepare_generation_config(passed)[0].num_beams == 2
+    assert model.prepare_generation_config()[0].num_beams == 3
+    theirs, _ = GenerationMixin._prepare_generation_config(model, passed, length_penalty=0.5)
+    ours, _ = model.prepare_generation_config(passed, length_penalty=0.5)
+    ours.update(**theirs._get_default_generation_params(), defaults_only=True)
+    ours.max_length = theirs.max_length  # transformers' 20, which max_new_tokens overrides
+    assert ours.to_dict() == theirs.to_dict()
+    assert model.generation_config.num_beams == 3 and passed.no_repeat_ngram_size is None, "nobody's own is changed"
+
+
+def test_without_a_limit_there_are_512_tokens_and_a_calls_limit_wins(model):
+    def limits(own=None, **call):
+        model.generation_config = GenerationConfig(**(own or {}))
+        config = prepare_generation_config(model, **call)[0]
+        return config.max_new_tokens, config.max_length
+
+    assert limits() == (512, None)
+    assert limits({"max_new_tokens": 12}) == (12, None)
+    assert limits({"max_length": 30}) == (None, 30)
+    assert limits({"max_new_tokens": 12}, max_length=5) == (None, 5)
+    assert limits({"max_new_tokens": 12}, generation_config=GenerationConfig(max_length=5)) == (None, 5)
+    assert limits({"max_length": 30}, max_new_tokens=4) == (4, None)
+    assert limits({"max_new_tokens": 12}, max_new_tokens=4) == (4, None)
+
+
+def rationales(model, inputs, **options):
+    return model.generate(**inputs, **{"max_new_tokens": 10, **options}).rationale_ids
+
+
+class Only(LogitsProcessor):
+    def __call__(self, input_ids, scores):
+        return torch.where(torch.arange(scores.shape[1]) == 9, 0.0, float("-inf")).expand_as(scores)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_beams": 3, "length_penalty": 2.0},
+        {"decoder_start_token_id": 7},
+        {"eos_token_id": [1, 416, 243]},
+        {"pad_token_id": 5, "eos_token_id": [416, 243, 624]},
+        {"no_repeat_ngram_size": 1},
+        {"max_length": 4, "max_new_tokens": None},
+        {"forced_bos_token_id": 44},
+        {"suppress_tokens": [416, 624]},
+        {"logits_processor": LogitsProcessorList([Only()])},
+        {"prefix_allowed_tokens_fn": lambda row, ids: [9, 10]},
+        {"decoder_input_ids": torch.full((8, 2), 9)},
+        {"min_new_tokens": 9, "eos_token_id": [416, 243, 624]},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_every_option_does_what_it_does_in_generate(model, inputs, options):
+    """The rationale is what transformers' own `generate` of that stage writes, and differs from the plain one."""
+    images = model.get_image_features(inputs["pixel_values"], None, inputs["image_attention_mask"])
+    own = {
+        "input_ids": inputs["input_ids"],
+        "attention_mask": inputs["attention_mask"],
+        "image_features": images.pooler_output,
+        "image_attention_mask": images.image_attention_mask,
+    }
+    expected = model.rationale.generate(**own, **{"max_new_tokens": 10, **options})
+    written = rationales(model, inputs, **options)
+    assert torch.equal(written, expected)
+    plain = rationales(model, inputs)
+    assert written.shape != plain.shape or not torch.equal(written, plain), "the option has no effect here"
+
+
+def test_what_the_source_holds_can_be_forbidden(model, inputs):
+    """`encoder_no_repeat_ngram_size` looks at the source's ids, which `encoder_outputs` alone don't tell."""
+    first = inputs["input_ids"][:, 0]
+    written = rationales(model, inputs, prefix_allowed_tokens_fn=lambda row, ids: [int(first[row]), 9])
+    assert (written == first[:, None]).any()
+    written = rationales(
+        model,
+        inputs,
+        prefix_allowed_tokens_fn=lambda row, ids: [int(first[row]), 9],
+        encoder_no_repeat_ngram_size=1,
+    )
+    assert not (written == first[:, None]).any()
+
+
+def test_start_end_and_padding_of_a_call_are_no_part_of_the_rationale(model, inputs):
+    """The answer stage reads the text alone, whatever marks its ends."""
+    options = {"decoder_start_token_id": 7, "pad_token_id": 5, "eos_token_id": [416, 243, 624]}
+    output = model.generate(**inputs, max_new_tokens=10, **options)
+    assert (output.rationale_ids == 5).any(), "the test needs padding"
+    texts = []
+    for row in output.rationale_ids.tolist():
+        ends = [i for i, token in enumerate(row) if token in options["eos_token_id"]]
+        texts.append(row[1 : ends[0] if ends else None])
+    for i, text in enumerate(texts):
+        prefix = inputs["answer_input_ids"][i][inputs["answer_attention_mask"][i].bool()].tolist()
+        source = output.answer_source_ids[i][output.answer_source_mask[i].bool()].tolist()
+        assert source == prefix + text + model.config.answer_suffix_ids
+
+
+def test_return_dict_gives_the_whole_of_generate(model, inputs):
+    output = model.generate(
+        **inputs, max_new_tokens=4, return_dict_in_generate=True, output_scores=True, output_hidden_states=True
+    )
+    given = output.rationale_generation
+    assert torch.equal(given.sequences, output.rationale_ids) and len(given.scores) == 4
+    assert given.encoder_hidden_states is not None
+    assert model.generate(**inputs, max_new_tokens=4).rationale_generation is None
+    assert output.option_log_probs.shape[0] == 8
+
+
+@pytest.mark.parametrize("option", ["max_new_tokns", "stage", "return_legacy_cache"])
+def test_unknown_options_are_refused_by_name(model, processor, inputs, problems, option):
+    with pytest.raises(ValueError, match=option):
+        model.generate(**inputs, **{option: 5})
+    for answer_format in ("QCM-A", "QCM-LEA"):
+        single, own = one_stage(processor, answer_format)
+        with pytest.raises(ValueError, match=option):
+            single.generate(**own(problems), **{option: 5})
+
+
+def test_what_would_have_no_effect_is_refused(model, processor, inputs):
+    ids = torch.full((8, 3), 9)
+    with pytest.raises(ModelError, match="rationale_ids.*num_beams"):
+        model.generate(**inputs, rationale_ids=ids, num_beams=2)
+    with pytest.raises(ModelError, match="paged"):
+        model.generate(**inputs, cache_implementation="paged")
+    with pytest.raises(ModelError, match="mode.*guess"):
+        model.generate(**inputs, mode="guess")
+
+
+def test_a_streamer_gets_the_rationale(model, processor, problems):
+    class Collect:
+        def __init__(self):
+            self.ids = []
+
+        def put(self, value):
+            self.ids += value.flatten().tolist()
+
+        def end(self):
+            self.ids.append("end")
+
+    streamer = Collect()
+    output = model.generate(**processor(problems[:1]), max_new_tokens=5, streamer=streamer)
+    assert streamer.ids == [*output.rationale_ids[0].tolist(), "end"]
+
+
+def test_a_missing_mask_is_read_from_the_padding(model, inputs):
+    expected = model.generate(**inputs, max_new_tokens=8)
+    bare = {name: value for name, value in inputs.items() if name not in ("attention_mask", "answer_attention_mask")}
+    assert (inputs["attention_mask"] == 0).any() and (inputs["answer_attention_mask"] == 0).any()
+    output = model.generate(**bare, max_new_tokens=8)
+    assert torch.equal(output.rationale_ids, expected.rationale_ids)
+    assert torch.equal(output.option_log_probs, expected.option_log_probs)
+    assert mask_from_padding(torch.tensor([[3, 0]]), None).tolist() == [[1, 1]]
+
+
+def test_the_models_own_options_hold_for_the_rationale_only(model, inputs):
+    model.generation_config.update(max_new_tokens=3, forced_bos_token_id=44)
+    output = model.generate(**inputs, mode="generate")
+    assert output.rationale_ids.shape[1] == 4 and (output.rationale_ids[:, 1] == 44).all()
+    assert output.answer_ids.shape[1] > 4 and (output.answer_ids[:, 1] != 44).all()
+
+
+# ---- one stage ----
+
+
+@pytest.mark.parametrize("answer_format", ["QCM-A", "QCM-ALE", "QCM-LEA", "QCM-EA"])
+@pytest.mark.parametrize("mode", ["score", "generate"])
+def test_one_stage_takes_the_call_of_two(processor, problems, answer_format, mode):
+    """`generate(**processor(problems))` and `post_process`, several beams and sequences too."""
+    model, own = one_stage(processor, answer_format)
+    for options in ({}, {"num_beams": 2}, {"num_beams": 3, "num_return_sequences": 3}):
+        output = model.generate(**own(problems), mode=mode, max_new_tokens=12, **options)
+        repeats = options.get("num_return_sequences", 1)
+        repeated = [problem for problem in problems for _ in range(repeats)]
+        results = own.post_process(output, repeated)
+        for problem, result in zip(repeated, results, strict=True):
+            assert len(result["scores"]) == len(problem["choices"])
+            if mode == "score":
+                assert result["answer"] == max(result["scores"], key=result["scores"].get)
+        assert (output.answer_ids is None) is (mode == "score")
+        assert (output.rationale_ids is None) is (answer_format == "QCM-A")
+
+
+def test_without_num_choices_one_stage_is_any_t5(processor, problems):
+    model, own = one_stage(processor, "QCM-A")
+    inputs = own(problems)
+    del inputs["num_choices"]
+    ids = model.generate(**inputs, max_new_tokens=6)
+    assert isinstance(ids, torch.Tensor) and ids.shape[0] == len(problems)
+    with pytest.raises(ValueError, match="mode"):
+        model.generate(**inputs, mode="score")
+
+
+def scores_by_the_whole_pass(model, own, problems, texts):
+    """The letters' log-probabilities from an ordinary forward pass over "…The answer is (", one problem at a time."""
+    rows = []
+    ids = own.answer_token_ids()
+    for problem, text in zip(problems, texts, strict=True):
+        written = [0, *text, *ids["option_prefix_ids"]]
+        inputs = own(problem)
+        count = inputs.pop("num_choices")
+        with torch.no_grad():
+            logits = model(**inputs, decoder_input_ids=torch.tensor([written])).logits[0, -1]
+        rows.append(logits.log_softmax(-1)[ids["option_letter_ids"]][:count])
+    return rows
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_options_are_scored_behind_the_explanation(processor, problems, tied):
+    """…-LEA: as a forward pass over what was written gives them; …-A: at the start."""
+    settings = {} if tied else {"tie_word_embeddings": False, "scale_decoder_outputs": False}
+    for answer_format in ("QCM-LEA", "QCM-A", "QCM-ALE"):
+        model, own = one_stage(processor, answer_format, **settings)
+        output = model.generate(**own(problems), max_new_tokens=7)
+        texts = [[] for _ in problems]
+        if answer_format == "QCM-LEA":
+            texts = [[token for token in row if token > 1] for row in output.rationale_ids.tolist()]
+            assert all(texts)
+        expected = scores_by_the_whole_pass(model, own, problems, texts)
+        for row, wanted in zip(output.option_log_probs, expected, strict=True):
+            assert torch.allclose(row[: len(wanted)], wanted, atol=1e-4)
+            assert torch.isinf(row[len(wanted) :]).all()
+
+
+def test_the_answer_is_scored_where_it_was_written(processor, problems):
+    """An explanation that goes on to "The answer is (" ends there: the scores are those of the letter that follows."""
+    model, own = one_stage(processor, "QCM-LEA")
+    ids = own.answer_token_ids()
+    text = own.tokenizer("Solution: it floats. The answer is (B).")["input_ids"]
+    forced = torch.tensor([0, *text])
+    start = own.tokenizer("Solution: it floats.", add_special_tokens=False)["input_ids"]
+
+    def allowed(row, written):
+        return [int(forced[min(len(written), len(forced) - 1)])]
+
+    inputs = own(problems)
+    output = model.generate(**inputs, max_new_tokens=len(text), mode="generate", prefix_allowed_tokens_fn=allowed)
+    assert output.answer_ids[0].tolist() == forced.tolist()
+    assert [token for token in output.rationale_ids[0].tolist() if token] == start
+    expected = scores_by_the_whole_pass(model, own, problems, [start] * len(problems))
+    for row, wanted in zip(output.option_log_probs, expected, strict=True):
+        assert torch.allclose(row[: len(wanted)], wanted, atol=1e-4)
+    assert ids["option_prefix_ids"] == text[len(start) : len(start) + len(ids["option_prefix_ids"])]
+
+
+def test_saved_one_stage_knows_its_letters(processor, problems, tmp_path):
+    """The processor that a model is saved with tells them; without one, the error says so."""
+    model, own = one_stage(processor, "QCM-A")
+    expected = model.generate(**own(problems)).option_log_probs
+    model.save_pretrained(tmp_path / "model")
+    loaded = MMCoTForConditionalGeneration.from_pretrained(tmp_path / "model")
+    assert loaded.processor is None
+    assert torch.allclose(loaded.generate(**own(problems)).option_log_probs, expected, atol=1e-5)
+    loaded.config.option_letter_ids = None
+    with pytest.raises(ModelError, match="option_letter_ids"):
+        loaded.generate(**own(problems))
+
+
+def test_one_stage_of_two_says_whose_inputs_it_wants(model, processor, inputs):
+    with pytest.raises(ModelError, match="one stage of two"):
+        model.stage_alone("answer").generate(**inputs)
+
+
+def test_images_reach_one_stage(processor, problems):
+    model, own = one_stage(processor, "QCM-A")
+    shown = [problem for problem in problems if problem["images"]]
+    blind = [{**problem, "images": []} for problem in shown]
+    seen, unseen = (model.generate(**own(rows)).option_log_probs for rows in (shown, blind))
+    assert all((seen - unseen).nan_to_num(0, 0, 0).abs().amax(1) > 1e-5)
+
+
+def test_scores_without_counts_cover_all_letters(model, processor, problems):
+    source = torch.tensor([[5, 6, 1]])
+    hidden = model.answer.get_encoder()(source).last_hidden_state
+    ids = processor.answer_token_ids()
+    scores = score_options(
+        model.answer, hidden, torch.ones_like(source), ids["option_prefix_ids"], ids["option_letter_ids"]
+    )
+    assert scores.shape == (1, 26) and scores.dtype == torch.float32 and torch.isfinite(scores).all()
+    assert scores.exp().sum() < 1, "over the whole vocabulary"
+
+
+def test_text_path_equals_ids_for_padded_rationales(model, processor, inputs, problems):
+    """-100 and padding on either side of given rationales count for nothing."""
+    ids = processor.tokenizer([build_prompt(p, "QCM-E")[1] for p in problems], padding=True, return_tensors="pt")
+    right = ids["input_ids"]
+    expected = model.generate(**inputs, rationale_ids=right)
+    variants = [right.masked_fill(right == 0, -100), torch.nn.functional.pad(right, (3, 2), value=-100)]
+    for given in [*variants, torch.nn.functional.pad(right, (1, 0))]:
+        output = model.generate(**inputs, rationale_ids=given)
+        assert torch.equal(output.answer_source_ids, expected.answer_source_ids)
+        assert torch.equal(output.option_log_probs, expected.option_log_probs)
+
+
+def test_generation_config_is_not_changed_by_a_call(model, inputs):
+    before = copy.deepcopy(model.generation_config.to_dict())
+    model.generate(**inputs, num_beams=2, max_new_tokens=3, mode="generate")
+    assert model.generation_config.to_dict() == before
