@@ -347,6 +347,8 @@ def _check_fit(stages: list[MMCoTForConditionalGeneration], processor) -> None:
     """What two stages and their processor must have in common, before anything is changed."""
     shared = ("vocab_size", "max_source_length", "source_truncation", "image_feature_size", *SPECIAL_TOKENS)
     configs = [stage.config for stage in stages]
+    if all(stage.encoder.vision is not None for stage in stages):
+        shared += ("vision_feature",)
     for name in shared:
         values = [getattr(config, name) for config in configs]
         if any(value != values[0] for value in values):

@@ -19,8 +19,8 @@ VISION = {
 
 def make_stage(processor, seed, **settings):
     torch.manual_seed(seed)
-    settings = {"vision_config": VISION, "max_source_length": 200, **settings}
-    model = MMCoTForConditionalGeneration(MMCoTConfig(vocab_size=len(processor.tokenizer), **SIZES, **settings))
+    defaults = {"vision_config": VISION, "max_source_length": 200, "vocab_size": len(processor.tokenizer)}
+    model = MMCoTForConditionalGeneration(MMCoTConfig(**{**SIZES, **defaults, **settings}))
     with torch.no_grad():  # an untrained decoder repeats one token; larger weights make outputs that differ
         for name, weight in model.named_parameters():
             if "vision" not in name and weight.dim() > 1:

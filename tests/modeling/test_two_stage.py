@@ -5,9 +5,10 @@ import json
 
 import pytest
 import torch
-from two_stage_models import SIZES, make_stage
+from two_stage_models import SIZES, VISION, make_stage
 
 from mmcot import MMCoTConfig, MMCoTForConditionalGeneration, MMCoTModel, MMCoTProcessor
+from mmcot.errors_mmcot import ModelError
 from mmcot.processing import build_prompt, image_processor_for
 from mmcot.training.data.embedded.generate import generate_problems
 
@@ -133,10 +134,20 @@ def test_every_way_of_decoding_gives_each_problem_its_own_scores(model, processo
 
 
 def test_several_rationales_a_problem(model, processor, problems):
+    """Each is answered with its own problem's question, picture and choices."""
     torch.manual_seed(0)
-    output = model.generate(**processor(problems[:3]), do_sample=True, num_return_sequences=4, max_new_tokens=6)
-    assert output.option_log_probs.shape[0] == output.rationale_ids.shape[0] == 12
+    own = sorted(problems, key=lambda problem: (len(problem["images"]), len(problem["choices"])))[-5:]
+    assert len({len(problem["choices"]) for problem in own}) > 1
+    inputs = processor(own)
+    output = model.generate(**inputs, do_sample=True, num_return_sequences=4, max_new_tokens=6)
+    assert output.option_log_probs.shape[0] == output.rationale_ids.shape[0] == 20
     assert len({tuple(row) for row in output.rationale_ids[:4].tolist()}) > 1
+    for row, ids in enumerate(output.rationale_ids):
+        problem = own[row // 4]
+        alone = model.generate(**processor(problem), rationale_ids=ids[None])
+        count = len(problem["choices"])
+        assert torch.allclose(output.option_log_probs[row, :count], alone.option_log_probs[0, :count], atol=1e-4)
+        assert torch.isinf(output.option_log_probs[row, count:]).all()
 
 
 def test_given_rationales_are_used(model, processor, problems):
@@ -155,13 +166,13 @@ def test_attention_and_gate_are_given_on_request(model, processor, problems):
     assert model.generate(**processor(problems), max_new_tokens=5).rationale_image_attentions is None
 
 
-def test_unknown_options_are_refused(model, processor, problems):
-    with pytest.raises(ValueError, match="max_new_tokns"):
-        model.generate(**processor(problems), max_new_tokns=5)
-    with pytest.raises(ValueError, match="mode"):
-        model.generate(**processor(problems), mode="guess")
-    with pytest.raises(ValueError, match="answer_input_ids"):
+def test_inputs_that_do_not_fit_are_refused_by_name(model, processor, problems):
+    with pytest.raises(ModelError, match="answer_input_ids"):
         model.generate(input_ids=torch.tensor([[4, 1]]))
+    with pytest.raises(ModelError, match="3 rationales for 2 problems"):
+        model.generate(**processor(problems[:2]), rationale_ids=torch.full((3, 4), 9))
+    with pytest.raises(ModelError, match="no stage 'reason'"):
+        model(**processor(problems, stage="rationale"), stage="reason")
 
 
 def test_text_only_model(processor, problems):
@@ -170,6 +181,53 @@ def test_text_only_model(processor, problems):
     model = MMCoTModel.from_stages(*stages, text_only)
     assert model.vision is None and "fusion" not in " ".join(model.state_dict())
     assert len(answers(model, text_only, problems)) == len(problems)
+
+
+def test_pictures_are_never_dropped(processor, problems):
+    """Stages that fuse features from outside can't look at pixels; where a batch has no picture, none is lost."""
+    settings = {"vision_config": None, "image_feature_size": 24}
+    model = MMCoTModel.from_stages(*(make_stage(processor, seed, **settings) for seed in (0, 1)), processor)
+    blind = [{**problem, "images": []} for problem in problems]
+    assert len(answers(model, processor, blind)) == len(problems)
+    for inputs in (processor(problems), {**processor(blind), "image_attention_mask": None}):
+        with pytest.raises(ModelError, match="image_features"):
+            model.generate(**inputs)
+        inputs = {name: value for name, value in inputs.items() if "answer" not in name and name != "num_choices"}
+        with pytest.raises(ModelError, match="image_features"):
+            model(**inputs, labels=inputs["input_ids"])
+    text_only = MMCoTModel.from_stages(make_stage(processor, 0, vision_config=None), None, processor)
+    with pytest.raises(ModelError, match="pixel_values"):
+        text_only.generate(**processor(problems))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("tied", [True, False])
+def test_resized_embeddings_serve_both_stages_and_are_saved(tmp_path, processor, problems, shared, tied):
+    """The cure for characters that the vocabulary lacks: `tokenizer.add_tokens`, then this."""
+    settings = {} if tied else {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+    stages = [make_stage(processor, seed, **settings) for seed in (0, 1)]
+    tokenizer = copy.deepcopy(processor.tokenizer)
+    model = MMCoTModel.from_stages(stages[0], None if shared else stages[1], processor)
+    before = answers(model, processor, problems)
+    assert tokenizer.add_tokens(["×", "÷", "√"]) == 3
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    with torch.no_grad():  # never the most probable ones, so that nothing else changes
+        for stage in (model.rationale, model.answer):
+            stage.lm_head.weight[-3:] = 0
+    larger = MMCoTProcessor(processor.image_processor, tokenizer, max_source_length=200)
+    model.save_pretrained(tmp_path / "model", processor=larger)
+    loaded = MMCoTModel.from_pretrained(tmp_path / "model")
+    for each in (model, loaded):
+        for stage in (each.rationale, each.answer):
+            sizes = {stage.config.vocab_size, stage.shared.num_embeddings, stage.lm_head.out_features}
+            sizes |= {stack.embed_tokens.num_embeddings for stack in (stage.encoder, stage.decoder)}
+            assert sizes == {len(tokenizer)}
+            assert (stage.lm_head.weight is stage.shared.weight) is tied
+        assert each.config.rationale_config.vocab_size == each.config.answer_config.vocab_size == len(tokenizer)
+        assert each.get_input_embeddings().num_embeddings == len(tokenizer)
+        asked = {"question": "What is 6 × 2?", "choices": ["6 ÷ 2", "√12"], "image": None}
+        assert len(answers(each, larger, [asked])[0]["scores"]) == 2
+        assert_same(answers(each, processor, problems), before)
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -204,18 +262,111 @@ def test_fresh_weights_have_t5s_initialisation(model):
     assert query.std().item() == pytest.approx((32 * 8) ** -0.5, rel=0.2)
 
 
-def test_stages_of_different_features_are_refused(processor):
-    with pytest.raises(ValueError, match="image_feature_size: 24 and None"):
-        MMCoTModel.from_stages(make_stage(processor, 0), make_stage(processor, 1, vision_config=None), processor)
-
-
-def test_stages_of_different_backbones_are_refused(processor):
-    """One of them would be lost without a word."""
-    stages = [make_stage(processor, seed) for seed in (0, 1)]
+def changed_backbone(stage):
     with torch.no_grad():
-        next(stages[1].encoder.vision.parameters()).add_(1.0)
-    with pytest.raises(ValueError, match="two different vision backbones"):
+        next(stage.encoder.vision.parameters()).add_(1.0)
+
+
+ONE_MORE_LAYER = {**VISION, "num_hidden_layers": 2}
+SAME_WIDTH = {"model_type": "timm_wrapper", "architecture": "resnet18", "model_args": {"channels": (3, 3, 3, 24)}}
+DIFFERENT = {
+    "vocab_size": ({"vocab_size": 2000}, "vocab_size"),
+    "limit": ({"max_source_length": 100}, "max_source_length and 200 and 100"),
+    "truncation": ({"source_truncation": "end"}, "source_truncation"),
+    "end token": ({"eos_token_id": [1, 2]}, "eos_token_id"),
+    "no features": ({"vision_config": None}, "image_feature_size and 24 and None"),
+    "one more layer": ({"vision_config": ONE_MORE_LAYER}, "two different vision backbones"),
+    "one layer less": ({"vision_config": {**VISION, "num_hidden_layers": 0}}, "two different vision backbones"),
+    "other architecture": ({"vision_config": {**VISION, "model_type": "dinov2"}}, "two different vision backbones"),
+    "other feature": ({"vision_feature": "pooler_output"}, "vision_feature"),
+}
+
+
+@pytest.mark.parametrize(("settings", "message"), DIFFERENT.values(), ids=DIFFERENT)
+@pytest.mark.parametrize("order", [1, -1])
+def test_stages_that_do_not_fit_are_refused_and_left_as_they_were(processor, settings, message, order):
+    """Something of one of them would be lost without a word."""
+    stages = [make_stage(processor, 0), make_stage(processor, 1, **settings)]
+    before = [(stage.config.to_dict(), stage.encoder.vision, stage.generation_config) for stage in stages]
+    with pytest.raises(ModelError) as error:
+        MMCoTModel.from_stages(*stages[::order], processor)
+    assert all(part in str(error.value) for part in message.split(" and "))
+    for stage, (config, vision, options) in zip(stages, before, strict=True):
+        assert stage.config.to_dict() == config and stage.encoder.vision is vision
+        assert stage.generation_config is options
+
+
+def test_backbones_of_other_weights_are_refused(processor):
+    stages = [make_stage(processor, seed) for seed in (0, 1)]
+    changed_backbone(stages[1])
+    with pytest.raises(ModelError, match="two different vision backbones"):
         MMCoTModel.from_stages(*stages, processor)
+    assert all(stage.encoder.vision is not None for stage in stages)
+
+
+def test_a_processor_that_does_not_fit_is_refused(processor):
+    stages = [make_stage(processor, seed) for seed in (0, 1)]
+    longer = MMCoTProcessor(processor.image_processor, processor.tokenizer, max_source_length=300)
+    with pytest.raises(ModelError, match="max_source_length is 200, the processor's is 300"):
+        MMCoTModel.from_stages(*stages, longer)
+    tokenizer = copy.deepcopy(processor.tokenizer)
+    tokenizer.add_tokens(["×"])
+    with pytest.raises(ModelError, match="resize_token_embeddings"):
+        MMCoTModel.from_stages(*stages, MMCoTProcessor(None, tokenizer, max_source_length=200))
+    assert all(stage.encoder.vision is not None for stage in stages)
+
+
+@pytest.mark.parametrize("seeing", [0, 1])
+def test_a_backbone_of_one_stage_serves_both(processor, problems, seeing):
+    """The other one was trained on features that were computed before."""
+    both = MMCoTModel.from_stages(make_stage(processor, 0), make_stage(processor, 1), processor)
+    stages = [make_stage(processor, 0), make_stage(processor, 1)]
+    other = stages[1 - seeing]
+    other.encoder.vision = other.encoder.config.vision_config = other.config.vision_config = None
+    stages[seeing].config.freeze_vision = False
+    model = MMCoTModel.from_stages(*stages, processor)
+    assert model.config.freeze_vision is False and model.config.vision_config is not None
+    assert_same(answers(model, processor, problems), answers(both, processor, problems))
+
+
+def test_one_network_given_twice_is_shared(processor):
+    stage = make_stage(processor, 0)
+    model = MMCoTModel.from_stages(stage, stage, processor)
+    assert model.config.share_stages and model.answer is model.rationale
+    assert not any(name.startswith("answer.") for name in model.state_dict())
+
+
+def test_special_tokens_are_the_stages(processor, problems):
+    stages = [make_stage(processor, seed, decoder_start_token_id=3, eos_token_id=[1, 416]) for seed in (0, 1)]
+    stages[0].generation_config.num_beams = 2
+    model = MMCoTModel.from_stages(*stages, processor)
+    config, _ = model.prepare_generation_config()
+    assert (config.decoder_start_token_id, config.eos_token_id, config.num_beams) == (3, [1, 416], 2)
+    assert model.generate(**processor(problems), max_new_tokens=3).rationale_ids[:, 0].eq(3).all()
+
+
+@pytest.mark.parametrize("stage", ["rationale", "answer"])
+def test_a_stage_alone_is_that_stage(model, processor, problems, stage):
+    """By its outputs, and with its own weights."""
+    gold = [build_prompt(problem, "QCM-E")[1] for problem in problems] if stage == "answer" else None
+    inputs = processor(problems, stage=stage, rationales=gold)
+    alone = model.stage_alone(stage)
+    labels = inputs["input_ids"][:, :5].contiguous()
+    with torch.no_grad():
+        expected = model(**inputs, labels=labels, stage=stage)
+        other = model(**inputs, labels=labels, stage={"rationale": "answer", "answer": "rationale"}[stage])
+        given = alone(**inputs, labels=labels)
+    assert torch.equal(given.logits, expected.logits) and not torch.allclose(given.logits, other.logits)
+    assert alone.shared.weight is model.get_stage(stage).shared.weight and alone.encoder.vision is model.vision
+    assert model.get_stage(stage).encoder.vision is None, "the model itself is as it was"
+    assert model.get_stage(stage).config.vision_config is None
+
+
+def test_options_of_a_stage_alone_are_its_own(processor):
+    model = MMCoTModel.from_stages(make_stage(processor, 0), make_stage(processor, 1), processor)
+    model.generation_config.update(num_beams=4, max_new_tokens=99)
+    assert model.stage_alone("rationale").generation_config.num_beams == 4
+    assert model.stage_alone("answer").generation_config.num_beams in (None, 1), "the rationale's options"
 
 
 def test_frozen_backbone_stays_as_it_is_in_training(model):
