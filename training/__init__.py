@@ -11,7 +11,7 @@ _HOME = {
     "check_repository": "hub.push",
     "convert": "hub.convert",
     "distill": "reasoning.distill",
-    "evaluate_predictions": "evaluation.results",
+    "evaluate_predictions": "evaluation.scoring",
     "extract_features": "features.extract",
     "generate_problems": "data.embedded.generate",
     "image_key": "features.cache",

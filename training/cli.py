@@ -14,6 +14,7 @@ COMMANDS = {
     "predict": ("predict", "write rationales and answers of a trained model for a set of problems"),
     "evaluate": ("evaluate_predictions", "score predictions in the paper's columns, or compare two sets of them"),
     "reason": ("reason", "make any other model reason: direct, few-shot, zero-shot, auto-cot, …"),
+    "compare": ("compare", "several runs in one table, with paired tests"),
     "distill": ("distill", "let a teacher write rationales to train on"),
     "convert": ("convert", "turn the original project's checkpoints into a repository"),
     "reproduce": ("reproduce", "repeat a published result and compare"),

@@ -31,7 +31,7 @@ def demo(output: str | Path = "mmcot-demo", quick: bool = False, seed: int = 0) 
     """
     from mmcot.training.common import write_json
     from mmcot.training.data.problems import load_problems
-    from mmcot.training.evaluation.results import format_table
+    from mmcot.training.evaluation.tables import format_table
     from mmcot.training.stages.recipe import load_recipe
     from mmcot.training.train import run_recipe
 
@@ -121,7 +121,8 @@ def _copy_repository(source: Path, target: Path) -> Path:
 
 
 def _without_pictures(hub: Path, problems, folder: Path) -> dict:
-    from mmcot.training.evaluation.results import evaluate_predictions, read_predictions
+    from mmcot.training.evaluation.reading import read_predictions
+    from mmcot.training.evaluation.scoring import evaluate_predictions
     from mmcot.training.inference.predict import predict
 
     path = folder / "runs" / "predictions_blank.jsonl"
@@ -140,7 +141,7 @@ def _chance(problems) -> float:
 def _exact(run_folder: Path, problems) -> dict[str, float]:
     """Share of the rationales in % that equal the target word for word: all, and of questions with a picture."""
     from mmcot.processing import build_prompt
-    from mmcot.training.evaluation.results import read_predictions
+    from mmcot.training.evaluation.reading import read_predictions
 
     written = read_predictions(run_folder / "rationale" / "predictions_test.jsonl")
     right = [
@@ -235,7 +236,7 @@ def write_readme(readme: str | Path, results: str | Path) -> None:
         FileNotFoundError, ValueError: no results, those of `--quick`, or no markers.
     """
     from mmcot.training.common import write_between_markers
-    from mmcot.training.evaluation.results import format_table
+    from mmcot.training.evaluation.tables import format_table
 
     if not Path(results).is_file():
         raise FileNotFoundError(f"there is no {results}: run the demo first")

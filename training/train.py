@@ -128,7 +128,7 @@ class Run:
 
     def written_rationales(self, split: str) -> dict[str, dict[str, Any]]:
         """id → what the rationale stage wrote for a split: `rationale` and `generated`."""
-        from mmcot.training.evaluation.results import read_predictions
+        from mmcot.training.evaluation.reading import read_predictions
 
         written = self._rationale_file(split)
         if not written.exists():
@@ -214,7 +214,8 @@ def run_recipe(recipe: Recipe) -> dict[str, dict[str, Any]]:
 def score(run: Run, split: str, answers: Path) -> dict[str, Any]:
     """Scores of a split's predictions, as `mmcot evaluate` gives them, also written to `results_<split>.json`."""
     from mmcot.training.common import write_json
-    from mmcot.training.evaluation.results import evaluate_predictions, read_predictions
+    from mmcot.training.evaluation.reading import read_predictions
+    from mmcot.training.evaluation.scoring import evaluate_predictions
 
     facts = read_header(answers)
     problems = {problem["id"]: problem for problem in run.problems[split].remove_columns(["images"])}

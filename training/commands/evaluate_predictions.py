@@ -63,15 +63,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Score or compare, print the table, write the JSON file."""
     from mmcot.training.common import write_json
-    from mmcot.training.evaluation.results import (
-        compare,
-        evaluate_predictions,
-        format_comparison,
-        format_table,
-        match,
-        read_predictions,
-        read_problems,
-    )
+    from mmcot.training.evaluation.comparison import compare
+    from mmcot.training.evaluation.reading import match, read_predictions, read_problems
+    from mmcot.training.evaluation.scoring import evaluate_predictions
+    from mmcot.training.evaluation.tables import format_comparison, format_table
 
     problems, splits = read_problems(args.problems, args.split)
     if args.compare:

@@ -19,7 +19,7 @@ def add_arguments(parser) -> None:
 def run(args) -> int:
     from accelerate import PartialState
 
-    from mmcot.training.evaluation.results import format_table
+    from mmcot.training.evaluation.tables import format_table
     from mmcot.training.stages.recipe import load_recipe
     from mmcot.training.train import run_recipe
 

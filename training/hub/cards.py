@@ -9,7 +9,7 @@ from importlib import resources
 from string import Template
 from typing import Any
 
-from mmcot.training.evaluation.scores import COLUMNS
+from mmcot.training.evaluation.accuracy import COLUMNS
 
 # Stand in a card until `mmcot.training.hub.push` knows the repository and the commit.
 REPOSITORY = "<repository>"

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mmcot.training.evaluation.scores import COLUMNS, wilson_interval
+from mmcot.training.evaluation.accuracy import COLUMNS, wilson_interval
 
 # Questions in each column of the test split, which the width of an interval depends on (Lu et al. 2022, table 3 and
 # the released problems; the three subjects, and the two grades, add up to all).

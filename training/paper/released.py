@@ -126,7 +126,8 @@ def evaluate_released(name: str, plan: Plan, output: str | Path, *, max_samples=
         FileNotFoundError: a download fails. ValueError: a part is missing, or the parts don't fit together.
     """
     from mmcot.training.data.problems import load_problems
-    from mmcot.training.evaluation.results import evaluate_predictions, read_predictions
+    from mmcot.training.evaluation.reading import read_predictions
+    from mmcot.training.evaluation.scoring import evaluate_predictions
     from mmcot.training.stages.predict import predict_stage
     from mmcot.training.stages.samples import stage_dataset
 

@@ -102,7 +102,7 @@ def _metrics_of(stage: str, processor):
         return processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
     def rouge(prediction) -> dict[str, float]:
-        from mmcot.training.evaluation.scores import rouge_l
+        from mmcot.training.evaluation.rationales import rouge_l
 
         pairs = list(zip(decode(prediction.predictions), decode(prediction.label_ids), strict=True))
         return {"rougeL": 100 * sum(rouge_l(text, label) for text, label in pairs) / len(pairs)}

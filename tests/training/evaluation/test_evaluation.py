@@ -8,15 +8,10 @@ import sys
 import pytest
 
 from mmcot.training.commands.evaluate_predictions import add_arguments, run
-from mmcot.training.evaluation.results import (
-    compare,
-    evaluate_predictions,
-    format_comparison,
-    format_table,
-    match,
-    read_predictions,
-    read_problems,
-)
+from mmcot.training.evaluation.comparison import compare
+from mmcot.training.evaluation.reading import match, read_predictions, read_problems
+from mmcot.training.evaluation.scoring import evaluate_predictions
+from mmcot.training.evaluation.tables import format_comparison, format_table
 
 
 def problem(answer=0, choices=("yes", "no", "maybe"), **fields):
@@ -321,7 +316,7 @@ def test_compare_on_real_predictions(shared_dir):
 
 def test_the_command_imports_nothing_heavy():
     code = (
-        "import sys, mmcot.training.commands.evaluate_predictions, mmcot.training.evaluation.results; "
+        "import sys, mmcot.training.commands.evaluate_predictions, mmcot.training.evaluation.scoring; "
         "print([m for m in ('torch', 'transformers', 'datasets', 'evaluate', 'nltk', 'numpy') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

@@ -5,8 +5,9 @@ import json
 import evaluate
 import pytest
 
+from mmcot.training.evaluation.accuracy import accuracy_table
 from mmcot.training.evaluation.metrics import METRICS, metric_path
-from mmcot.training.evaluation.scores import accuracy_table, rationale_scores
+from mmcot.training.evaluation.rationales import rationale_scores
 
 
 def test_accuracy_module():

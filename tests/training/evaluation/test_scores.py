@@ -7,19 +7,15 @@ import re
 
 import pytest
 
-from mmcot.training.evaluation.scores import (
+from mmcot.training.evaluation.accuracy import (
     accuracy_table,
-    bleu,
     column_members,
     grade_number,
-    lcs_length,
     mcnemar_exact,
     paired_difference_interval,
-    rationale_scores,
-    rouge_l,
-    rouge_l_original,
     wilson_interval,
 )
+from mmcot.training.evaluation.rationales import bleu, lcs_length, rationale_scores, rouge_l, rouge_l_original
 
 # (prediction, reference, F of rouge 1.0.1's get_scores(reference, prediction)): computed with the package itself.
 ROUGE_ORIGINAL = [

@@ -13,7 +13,7 @@ from mmcot.training import generate_problems, load_pipeline, load_problems, load
 from mmcot.training.cli import main
 from mmcot.training.common import UserError
 from mmcot.training.evaluation.predictions import read_header
-from mmcot.training.evaluation.results import read_predictions
+from mmcot.training.evaluation.reading import read_predictions
 from mmcot.training.inference.decoder_weights import is_plain_t5
 from mmcot.training.inference.fingerprint import model_fingerprint
 from mmcot.training.inference.generation import decoder_limit, use_engine

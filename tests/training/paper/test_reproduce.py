@@ -17,7 +17,7 @@ from hub_server import HubServer
 from mmcot import MMCoTConfig, MMCoTForConditionalGeneration
 from mmcot.processing import build_prompt
 from mmcot.training.data.embedded.generate import write_scienceqa
-from mmcot.training.evaluation.scores import COLUMNS
+from mmcot.training.evaluation.accuracy import COLUMNS
 from mmcot.training.paper.published import (
     PUBLISHED,
     TEST_QUESTIONS,
@@ -333,7 +333,7 @@ def test_published_table_is_consistent():
 
 
 def test_measured_counts_are_those_of_the_released_index(shared_dir):
-    from mmcot.training.evaluation.scores import accuracy_table
+    from mmcot.training.evaluation.accuracy import accuracy_table
 
     problems = list(json.loads((shared_dir / "data/scienceqa_test/index.json").read_text()).values())
     counts = accuracy_table(problems, [True] * len(problems))["n"]

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from mmcot.training.cli import main
-from mmcot.training.evaluation.results import read_predictions
+from mmcot.training.evaluation.reading import read_predictions
 from mmcot.training.stages.recipe import load_recipe
 from mmcot.training.train import run_recipe
 

@@ -1,4 +1,4 @@
-"""Local `evaluate` modules over the plain functions of `mmcot.training.evaluation.scores`.
+"""Local `evaluate` modules over the plain functions of `mmcot.training.evaluation`.
 
 evaluate.load(metric_path("scienceqa_accuracy"))
 evaluate.load(metric_path("rationale_scores"))

@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from mmcot.training.evaluation.scores import rationale_scores
+from mmcot.training.evaluation.rationales import rationale_scores
 from mmcot.training.evaluation.similarity import similarities
 
 _DESCRIPTION = """

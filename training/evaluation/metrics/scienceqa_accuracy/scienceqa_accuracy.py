@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from mmcot.training.evaluation.scores import accuracy_table
+from mmcot.training.evaluation.accuracy import accuracy_table
 
 _DESCRIPTION = """
 Accuracy (%) on multiple-choice science questions: by subject (NAT, SOC, LAN), by context (TXT, IMG, NO), by grade

@@ -1,0 +1,46 @@
+"""Which choice a prediction names."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+
+def num_choices_of(problem: Mapping) -> int:
+    if problem.get("num_choices") is not None:
+        return int(problem["num_choices"])
+    if problem.get("choices"):
+        return len(problem["choices"])
+    raise ValueError(f"problem {problem.get('id', '')} has neither `choices` nor `num_choices`")
+
+
+def answer_index(answer: Any, problem: Mapping) -> int | None:
+    """The index of the choice that a prediction names, or None if it names none that the problem has."""
+    from mmcot.processing import parse_answer
+
+    num_choices = num_choices_of(problem)
+    if answer is None:
+        return None
+    if isinstance(answer, str):
+        text = answer.strip()
+        if letter := re.fullmatch(r"\(?([A-Za-z])\)?\.?", text):
+            answer = ord(letter[1].upper()) - ord("A")
+        elif re.fullmatch(r"\d+", text):
+            answer = int(text)
+        else:
+            return parse_answer(text, num_choices)
+    if isinstance(answer, bool) or not isinstance(answer, int):
+        raise ValueError(f"the answer {answer!r} is neither an index nor a text")
+    return answer if 0 <= answer < num_choices else None
+
+
+def judged_answer(id_: str, problem: Mapping, prediction: Any) -> int | None:
+    if isinstance(problem.get("answer"), bool) or not isinstance(problem.get("answer"), int):
+        raise ValueError(f"problem {id_} has no `answer` (the index of the right choice)")
+    if isinstance(prediction, Mapping):
+        if "answer" not in prediction:
+            raise ValueError(f"prediction {id_} has no `answer`")
+        prediction = prediction["answer"]
+    try:
+        return answer_index(prediction, problem)
+    except ValueError as error:
+        raise ValueError(f"prediction {id_}: {error}") from None

@@ -1,0 +1,180 @@
+"""Problems and predictions from files, joined by id: nothing is left over on either side."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmcot.training.evaluation.answers import answer_index
+from mmcot.training.evaluation.predictions import read_header
+
+
+def read_problems(source: str | Path, split: str | None = None) -> tuple[dict[str, dict], dict[str, list[str]]]:
+    """Problems by id, and the ids of each split that the source names.
+
+    Args:
+        source: a folder or `problems.json` of ScienceQA's layout (`pid_splits.json` beside it, if there), a JSON
+            object `{id: problem}` of any name, a JSON Lines file, or whatever else
+            `mmcot.training.load_problems` takes. To be scored, a problem needs `answer` and either `choices` or
+            `num_choices`; the fields that decide on columns may be missing.
+        split: spares loading the other splits where that costs something (sources of `load_problems`); see `match`.
+    """
+    path = Path(source)
+    if (path / "problems.json").is_file():
+        path = path / "problems.json"
+    content = _read_json(path) if path.is_file() and path.suffix != ".parquet" else None
+    if content is None or (isinstance(content, list) and any("id" not in record for record in content)):
+        from mmcot.training.data.problems import (
+            load_problems,
+        )  # which knows the other forms, and gives ids to records without
+
+        content = load_problems(source, split).remove_columns("images")
+    problems = by_id(content, path)
+    for id_, problem in problems.items():
+        if not isinstance(problem, dict):
+            raise ValueError(f"{path}: problem {id_} is not an object with its fields")
+    splits: dict[str, list[str]] = {}
+    if path.name == "problems.json" and path.with_name("pid_splits.json").is_file():
+        for name, ids in _read_json(path.with_name("pid_splits.json")).items():
+            splits[name] = [str(id_) for id_ in ids if str(id_) in problems]
+    else:
+        for id_, problem in problems.items():
+            if problem.get("split"):
+                splits.setdefault(problem["split"], []).append(id_)
+    return problems, splits
+
+
+def read_predictions(path: str | Path) -> dict[str, Any]:
+    """Predictions by id, each an index, a letter, an answer text or a dict with `answer` and maybe `rationale`.
+
+    Args:
+        path: a JSON object `{id: prediction}`, JSON Lines with `id`, `answer` and maybe `rationale`, or an output file
+            of the original project (`predictions_ans_test.json`: `preds` and `labels` by position, returned as they
+            are for `match` to join).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no predictions file {path}")
+    content = _read_json(path)
+    if read_header(path):  # the first record says how the others came about
+        content = content[1:]
+    return content if is_original_output(content) else by_id(content, path)
+
+
+def _read_json(path: Path) -> Any:
+    """The content of a JSON file, or the list of records of a JSON Lines file; no key may occur twice."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            keys = [key for key, _ in pairs]
+            raise ValueError(f"{path}: key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice")
+        return content
+
+    text = path.read_text(encoding="utf-8-sig")
+    if path.suffix not in (".jsonl", ".ndjson"):
+        try:
+            return json.loads(text, object_pairs_hook=unique)
+        except json.JSONDecodeError as error:
+            if error.msg != "Extra data":  # one value after the other: JSON Lines by another name
+                raise ValueError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from None
+    records = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        try:
+            records += [json.loads(line, object_pairs_hook=unique)] if line.strip() else []
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}: not valid JSON ({error.msg})") from None
+    return records
+
+
+def by_id(content: Any, origin: Any = "the records given") -> dict[str, Any]:
+    """`{id: record}` of a mapping or of records with an `id`; ids become strings, none may occur twice."""
+    if isinstance(content, Mapping) and "id" in content and not isinstance(content["id"], Mapping):
+        content = [content]  # a JSON Lines file of one line
+    if isinstance(content, Mapping):
+        return {str(id_): record for id_, record in content.items()}
+    if isinstance(content, (str, bytes)) or not isinstance(content, Iterable):
+        raise ValueError(f"{origin}: expected an object {{id: …}} or records with an `id`")
+    records: dict[str, Any] = {}
+    for number, record in enumerate(content, start=1):
+        if not isinstance(record, Mapping) or record.get("id") is None:
+            raise ValueError(f"{origin}: record {number} has no `id`")
+        if str(record["id"]) in records:
+            raise ValueError(f"{origin}: id {record['id']} occurs twice")
+        records[str(record["id"])] = dict(record)
+    return records
+
+
+def match(
+    problems: Mapping[str, Mapping],
+    splits: Mapping[str, list[str]],
+    predictions: Mapping[str, Any],
+    split: str | None = None,
+) -> tuple[dict[str, Mapping], dict[str, Any]]:
+    """The problems of one split and their predictions, joined by id, none left over on either side.
+
+    Args:
+        problems, splits: as from `read_problems`.
+        predictions: as from `read_predictions`. The original project's output has no ids: it is joined by position in
+            the split's own order, and only if its labels are the problems' answers there.
+        split: the split that was predicted; by default the one whose problems the predictions are, or all problems.
+            Problems that name no splits are taken whole.
+
+    Raises:
+        ValueError: ids are missing on a side, or there is no such split.
+    """
+    if split is not None and splits and not splits.get(split):
+        raise ValueError(f"the problems have no split {split!r}; there is {', '.join(splits)}")
+    candidates = {name: {id_: problems[id_] for id_ in ids} for name, ids in splits.items()}
+    everything = dict(problems)
+    if split is not None:
+        candidates = {split: candidates.get(split, everything)}
+    else:
+        candidates = {"test": everything, **candidates, "": everything}  # "test" is the split to name in a complaint
+    if is_original_output(predictions):
+        return _join_by_position(candidates, predictions)
+    for candidate in candidates.values():
+        if candidate.keys() == predictions.keys():
+            return candidate, dict(predictions)
+    expected = next(iter(candidates.values()))
+    check_same_ids(expected, predictions, hint="" if split or not splits else "; name the split with --split")
+    return expected, dict(predictions)
+
+
+def is_original_output(content: Any) -> bool:
+    return isinstance(content, Mapping) and all(isinstance(content.get(key), list) for key in ("preds", "labels"))
+
+
+def _join_by_position(candidates: Mapping[str, Mapping], output: Mapping) -> tuple[dict[str, Mapping], dict[str, Any]]:
+    labels = output["labels"]
+    if len(labels) != len(output["preds"]):
+        raise ValueError(f"the predictions file has {len(output['preds'])} preds but {len(labels)} labels")
+    if not any(re.search(r"The answer is \([A-Z]\)", str(label)) for label in labels):
+        raise ValueError("the labels of the predictions file are no answers: this is the output of a rationale stage")
+    for candidate in candidates.values():
+        if len(candidate) == len(labels) and all(
+            answer_index(label, problem) == problem.get("answer")
+            for label, problem in zip(labels, candidate.values(), strict=True)
+        ):
+            return dict(candidate), dict(zip(candidate, output["preds"], strict=True))
+    sizes = ", ".join(f"{name or 'all'}: {len(problems)}" for name, problems in candidates.items())
+    raise ValueError(
+        f"the predictions file has no ids, and its {len(labels)} labels are not the answers of any split in order "
+        f"({sizes}); "
+        "its pid_splits.json is needed beside the problems"
+    )
+
+
+def check_same_ids(problems: Mapping[str, Any], predictions: Mapping[str, Any], hint: str = "") -> None:
+    unanswered = [id_ for id_ in problems if id_ not in predictions]
+    unknown = [id_ for id_ in predictions if id_ not in problems]
+    complaints = [
+        f"{len(ids)} without a {what} ({', '.join(ids[:5])}{', …' if len(ids) > 5 else ''})"
+        for ids, what in ((unanswered, "prediction"), (unknown, "problem"))
+        if ids
+    ]
+    if complaints:
+        raise ValueError(
+            f"{len(predictions)} predictions do not match {len(problems)} problems: {'; '.join(complaints)}{hint}"
+        )
