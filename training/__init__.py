@@ -8,8 +8,11 @@ import importlib
 _HOME = {
     "FeatureCache": "features.cache",
     "build_few_shot_prompt": "reasoning.few_shot_prompt",
+    "check_images": "data.image_check",
     "check_repository": "hub.push",
+    "content_fingerprint": "data.fingerprint",
     "convert": "hub.convert",
+    "describe_source": "data.description",
     "distill": "reasoning.distill",
     "evaluate_predictions": "evaluation.scoring",
     "extract_features": "features.extract",

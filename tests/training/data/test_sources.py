@@ -123,7 +123,7 @@ def test_original_folder_names_what_is_wrong(tmp_path):
     with pytest.raises(ValueError, match="no problems of split 'test'"):
         load_problems(folder, "test")
     (folder / "pid_splits.json").write_text(json.dumps({"test": ["99"]}))
-    with pytest.raises(ValueError, match="problem 99 is in pid_splits.json under 'test', but not in problems.json"):
+    with pytest.raises(ValueError, match="problem 99: is in pid_splits.json under 'test', but not in problems.json"):
         load_problems(folder, "test")
 
 
@@ -132,7 +132,7 @@ def test_json_lines(tmp_path):
     path = json_lines(
         tmp_path / "mine.jsonl",
         problem(id=5, hint="h", context="c", image="pictures/a.png", split="train", own="column"),
-        problem(hint="h", images=["http://127.0.0.1/x.png", str(tmp_path / "pictures/a.png")], split="validation"),
+        problem(hint="h", images=["pictures/a.png", str(tmp_path / "pictures/a.png")], split="validation"),
         problem(grade="grade2", has_image=False),
     )
     first, second, third = load_problems(path)
@@ -141,13 +141,13 @@ def test_json_lines(tmp_path):
     assert (first["context"], second["context"], third["context"]) == ("c", "h", "")
     picture_path = str(tmp_path / "pictures/a.png")
     assert first["images"] == [{"bytes": None, "path": picture_path}]
-    assert [image["path"] for image in second["images"]] == ["http://127.0.0.1/x.png", picture_path]
+    assert [image["path"] for image in second["images"]] == [picture_path, picture_path]
     assert (
         third["subject"] is None and third["grade"] == "grade2" and third["solution"] == "" and third["images"] == []
     )
     assert load_problems(path, "val")["id"][:] == ["val-000000"]
     assert list(map(len, load_problems(path, image_rule="original")["images"])) == [1, 1, 0]
-    with pytest.raises(ValueError, match="that it is 'test'; found: mine, train, val"):
+    with pytest.raises(ValueError, match="no split 'test'; its splits: train, val"):
         load_problems(path, "test")
 
 
@@ -158,14 +158,18 @@ def test_json_lines(tmp_path):
         ("[1]", "expected a JSON object, found a list"),
         (json.dumps(problem(question=" ")), "'question' must be a text"),
         (json.dumps(problem(choices="this or that")), "'choices' must be a list"),
-        (json.dumps(problem(choices=[])), "'choices' must be a list of at least one"),
+        (json.dumps(problem(choices=[])), "'choices' must be a list of at least two"),
         (json.dumps(problem(choices=["a"] * 27, answer=0)), "'choices' has 27 entries"),
-        (json.dumps(problem(answer="B")), "'answer' must be a choice's index"),
+        (json.dumps(problem(choices=["this"], answer=0)), "'choices' must be a list of at least two"),
+        (
+            json.dumps(problem(answer="D")),
+            "'answer' must be a choice's index, letter or text.*write .*0 for A, 1 for B",
+        ),
         (json.dumps(problem(answer=True)), "'answer' must be a choice's index"),
         (json.dumps(problem(answer=-1)), "'answer' is -1"),
         (json.dumps(problem(answer=None)), "'answer' must be"),
         (json.dumps(problem(context=3)), "'context' must be a text"),
-        (json.dumps(problem(image=3)), "an image must be a path or a URL"),
+        (json.dumps(problem(image=3)), "an image must be a path"),
         (json.dumps(problem(image="away.png")), "its image .*away.png is missing"),
         (json.dumps(problem(id="first")), "id 'first' occurs twice"),
     ],
@@ -235,7 +239,7 @@ def test_hub_id_is_downloaded_once_and_read_as_a_folder(hub_folder, monkeypatch)
 def test_no_such_source(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
         load_problems(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="expected a .jsonl or .parquet file"):
+    with pytest.raises(ValueError, match="expected a .jsonl, .json, .csv, .tsv or .parquet file"):
         load_problems(__file__)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(FileNotFoundError, match="someone/nothing: .*not to be had from the Hub") as raised:

@@ -1,0 +1,93 @@
+"""Every image of a data set opened once, so that a broken one is known before the first training step."""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from mmcot.training.common import UserError
+
+SHOWN = 20
+
+
+def check_images(problems, *, num_workers: int | None = None) -> None:
+    """Opens and decodes every image of the problems once, several at a time.
+
+    Takes about 4 ms an image and core (ScienceQA's 10,332: 20 s on two cores). A set that was found whole isn't
+    decoded again while none of its files changes.
+
+    Args:
+        problems: a `datasets.Dataset` of problem records (see `load_problems`), or any iterable of them.
+        num_workers: threads; default: the processor's cores.
+
+    Raises:
+        UserError: one line with the ids of all problems whose images can't be read, the first 20 with the reason.
+    """
+    note = _note_of(problems)
+    if note is not None and note.exists():
+        return
+    broken = broken_images(problems, num_workers=num_workers)
+    if broken:
+        told = [f"problem {id_}: {reason}" for id_, reason in list(broken.items())[:SHOWN]]
+        more = (
+            f"; and {len(broken) - SHOWN} more: {', '.join(list(broken)[SHOWN : SHOWN * 10])}"
+            if broken.keys() - list(broken)[:SHOWN]
+            else ""
+        )
+        count = "" if len(broken) == 1 else f"images of {len(broken)} problems can't be read: "
+        raise UserError(f"{count}{'; '.join(told)}{more}; mend or remove them")
+    if note is not None:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.touch()
+
+
+def broken_images(problems, *, num_workers: int | None = None) -> dict[str, str]:
+    """Problem id -> why one of its images can't be read, of all problems with such an image."""
+    columns = getattr(problems, "column_names", None)
+    if columns is not None:
+        problems = problems.select_columns([name for name in ("id", "images") if name in columns])
+    workers = num_workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with ThreadPoolExecutor(max(1, workers or 1)) as pool:
+        found = pool.map(_fault, problems)
+        return {str(id_): reason for id_, reason in found if reason is not None}
+
+
+def _fault(problem: Mapping[str, Any]) -> tuple[Any, str | None]:
+    from mmcot.processing.image_processing_mmcot import image_references, load_image
+
+    for reference in image_references(problem):
+        try:
+            load_image(reference)
+        except Exception as error:
+            return problem.get("id"), f"image {_name(reference)}: {_reason(error)}"
+    return problem.get("id"), None
+
+
+def _name(reference: Any) -> str:
+    path = reference.get("path") if isinstance(reference, Mapping) else reference
+    return repr(Path(path).name[-80:]) if isinstance(path, str | os.PathLike) else "(bytes)"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    text = " ".join((str(error).strip() or type(error).__name__).split())
+    return "no image of a known format" if text.startswith("cannot identify image file") else text[:120]
+
+
+def _note_of(problems) -> Path | None:
+    """A file that exists when these very images were once found whole; None where that can't be told."""
+    if not hasattr(problems, "_fingerprint") or not hasattr(problems, "column_names"):
+        return None
+    import datasets
+    import PIL
+
+    from mmcot.training.data.files import file_stamp
+
+    parts = [problems._fingerprint.encode(), PIL.__version__.encode()]
+    for images in problems["images"]:
+        parts += [file_stamp(Path(image["path"])) for image in images if image.get("path")]
+    name = hashlib.sha256(b"\0".join(parts)).hexdigest()
+    return Path(datasets.config.HF_DATASETS_CACHE) / "mmcot_images_whole" / name

@@ -1,0 +1,192 @@
+"""One pass over a source: rows become records; what went wrong or was left out is kept for one message at the end."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmcot.training.common import UserError
+from mmcot.training.data.files import DataFile, data_files, is_original, left_out, several_configurations
+from mmcot.training.data.images import Leave, chosen, given_images, image_references
+from mmcot.training.data.keys import GUESSES, KeyReport, renamed
+from mmcot.training.data.records import Faults, Row, checked, is_absent, shown
+from mmcot.training.data.splits import content_key, split_members, split_name
+
+
+class Opened(NamedTuple):
+    """A source, ready to be read: more than once if need be."""
+
+    rows: Callable[[], Iterator[Row]]
+    images: Callable[[Row, dict, str | None], list]  # of a renamed record: all its images
+    resolve: Callable[[Row, list], list]  # those that a rule took, as {"path", "bytes"}
+    splits: tuple[str, ...] = ()  # names of lists of its own
+    selected: bool = False  # whether the rows are already those of the split
+    files: tuple[DataFile, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def open_source(source: str, config: str | None, split: str | None, image_rule: str, **leave: bool) -> Opened:
+    """The rows of a source (see `locate`), and how the images of one are found."""
+    if source.startswith("embedded"):
+        from mmcot.training.data.embedded.source import embedded_rows
+
+        return Opened(
+            rows=lambda: embedded_rows(source, split),
+            images=lambda row, raw, own: raw["images"],
+            resolve=lambda row, images: images,
+            selected=True,
+        )
+    path = Path(source)
+    allowed = Leave.below(path if path.is_dir() else path.parent, **leave)
+    if is_original(source):
+        from mmcot.training.data.scienceqa import OriginalFolder
+
+        folder = OriginalFolder(path)
+        return Opened(
+            rows=lambda: folder.rows(split),
+            images=lambda row, raw, own: [] if image_rule == "none" else folder.image_files(raw, own, allowed),
+            resolve=lambda row, paths: [{"path": str(path), "bytes": None} for path in paths],
+            splits=tuple(folder.splits),
+            selected=split in folder.splits,
+        )
+    files = data_files(source, config)
+    others = left_out(source, files)
+    kinds = ", ".join(sorted({f"*{file.suffix}" for file in others}))
+    return Opened(
+        rows=lambda: _file_rows(files, split),
+        images=lambda row, raw, own: given_images(raw["images"]),
+        resolve=lambda row, images: image_references(images, Path(row.file).parent, allowed),
+        files=tuple(files),
+        notes=(f"reads *{files[0].path.suffix}; {len(others)} other files are left out ({kinds})",) if others else (),
+    )
+
+
+def _file_rows(files: list[DataFile], split: str | None) -> Iterator[Row]:
+    from mmcot.training.data.tables import read_rows
+
+    members = None if split is None else split_members(split)
+    for file in files:
+        spare = members is not None and file.split is not None and file.split not in members
+        for row in read_rows(file.path, spare=spare):
+            yield row._replace(split=row.split or file.split)
+
+
+class Reading:
+    """The pass. Its counts hold when `records` has come to its end."""
+
+    def __init__(self, opened: Opened, columns: Mapping[str, Any], image_rule: str, require_answer: bool):
+        self.opened, self.columns = opened, columns
+        self.image_rule, self.require_answer = image_rule, require_answer
+        self.faults, self.keys = Faults(), KeyReport(columns)
+        self.splits: Counter[str] = Counter()  # that rows name
+        self.numbers: Counter[str] = Counter()  # of rows without an id
+        self.ids: set[str] = set()
+        self.mapped: set[str] = set()  # keys of `columns` that some row has
+        self.rows = self.taken = self.unsplit = self.losing = 0
+        self.sharing = _Sharing(opened.files)
+
+    def records(self, wanted: tuple[str, ...] | None) -> Iterator[tuple[str | None, dict, bytes]]:
+        """(split, record, content key) of the good rows of the wanted splits, all by default; and, as long as no row
+        names a split, of those without one."""
+        for row in self.opened.rows():
+            self.rows += 1
+            try:
+                if row.fault is not None:
+                    raise row.fault
+                found = self._record(row, wanted)
+            except UserError as error:
+                self.faults.add(row, error)
+                continue
+            if found is not None:
+                self.taken += 1
+                yield found
+
+    def _record(self, row: Row, wanted: tuple[str, ...] | None) -> tuple[str | None, dict, bytes] | None:
+        unknown = self.keys.take(row.values)
+        raw = renamed(row.values, self.columns, unknown)
+        own = split_name(raw["split"]) or row.split
+        label = own or Path(row.file).stem
+        if own is not None:
+            self.splits[own] += 1
+        number = self.numbers[label]
+        self.numbers[label] += 1
+        if wanted is not None and own not in wanted and (own is not None or self.splits):
+            self.unsplit += own is None
+            return None
+        if is_absent(raw["id"]) or raw["id"] == "":
+            raw["id"] = f"{label}-{number:06d}"
+        if row.cells:
+            from mmcot.training.data.tables import values_of_cells
+
+            raw = values_of_cells(raw)
+        record = checked(raw, self.require_answer, [key for key in unknown if key not in GUESSES])
+        if record["id"] in self.ids:
+            raise UserError(f"id {shown(record['id'])} occurs twice")
+        self.ids.add(record["id"])
+        images = self.opened.images(row, raw, own)
+        taken = chosen(images, self.image_rule)
+        self.losing += self.image_rule == "original" and len(taken) < len(images)
+        record |= {"images": self.opened.resolve(row, taken), "has_image": _has_image(raw), "split": own}
+        key = content_key(raw, "" if self.opened.files else f"{record['id']}/")
+        self.sharing.add(key, own, row.file)
+        return own, record, key
+
+    def raise_faults(self, source: str) -> None:
+        """
+        Raises:
+            UserError, MissingFileError: bad records; two configurations read as one; a key of `columns` nowhere.
+        """
+        self.sharing.raise_any(Path(source))
+        absent = self.keys.never_seen()
+        if absent and self.rows:
+            raise UserError(
+                f"{source}: no record has the key {absent[0]!r} that columns names; keys: {self.keys.some_keys()}"
+            )
+        self.faults.raise_any()
+
+    def notes(self, split: str | None) -> list[str]:
+        """What to say of the source."""
+        lines = [*self.opened.notes, *self.keys.lines()]
+        if self.unsplit:
+            lines.append(f"{self.unsplit:,} records name no split, though others do: they are in none")
+        if self.losing:
+            part = "" if split is None else f" of split {split}"
+            share = f"{self.losing:,} of {self.taken:,} questions{part}"
+            lines.append(f"image_rule=original: {share} lose images, for it keeps the first")
+        return lines
+
+
+def _has_image(raw: dict[str, Any]) -> bool:
+    value = raw["has_image"]
+    if is_absent(value) or value == "":
+        return bool(given_images(raw["images"]))
+    truth = {"true": True, "false": False, "1": True, "0": False}.get(str(value).strip().lower())
+    if truth is None:
+        raise UserError(f"'has_image' must be true or false, but is {shown(value)}")
+    return truth
+
+
+class _Sharing:
+    """Whether folders of a source hold the same questions of the same split: configurations, and not parts."""
+
+    def __init__(self, files: tuple[DataFile, ...]):
+        self.group_of = {str(file.path): file.group for file in files}
+        self.needed = len(set(self.group_of.values())) > 1
+        self.first: dict[tuple, str] = {}
+        self.sizes: Counter[str] = Counter()
+        self.shared: Counter[tuple[str, str]] = Counter()
+
+    def add(self, key: bytes, split: str | None, file: str) -> None:
+        if not self.needed:
+            return
+        group = self.group_of[file]
+        self.sizes[group] += 1
+        other = self.first.setdefault((key, split), group)
+        if other != group:
+            self.shared[tuple(sorted((other, group)))] += 1
+
+    def raise_any(self, source: Path) -> None:
+        for groups, number in self.shared.items():
+            if number * 2 >= min(self.sizes[group] for group in groups):
+                names = [group or "." for group in groups]
+                raise UserError(f"{several_configurations(source, names)}; they share {number:,} questions")

@@ -1,0 +1,215 @@
+"""Rows of the files that people keep questions in: JSON Lines, JSON, CSV, parquet.
+
+A row that can't be read is given with its fault, so that all of them can be named at once; a file that can't be read
+at all is an error.
+"""
+
+import ast
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mmcot.training.common import UserError
+from mmcot.training.data.keys import ALIASES
+from mmcot.training.data.records import Row, is_absent, shown
+from mmcot.training.data.splits import split_name
+
+
+def read_rows(path: Path, *, spare: bool = False) -> Iterator[Row]:
+    """The rows of a file, by its ending.
+
+    Args:
+        spare: whether a parquet file without a column `split` needn't be read at all.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        yield from _parquet_rows(path, spare)
+    elif suffix in (".csv", ".tsv"):
+        yield from _csv_rows(path)
+    elif suffix == ".json":
+        yield from _json_rows(path)
+    else:
+        yield from _json_lines(path)
+
+
+# -- JSON -------------------------------------------------------------------------------------------------------------
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        UserError: it isn't JSON, nests too deep, or says a key twice.
+    """
+    try:
+        return json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=lambda pairs: _unique(pairs, path))
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from error
+    except RecursionError:
+        raise UserError(f"{path}: not valid JSON (brackets nest too deep)") from None
+
+
+def _unique(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise UserError(f"{path}: key {shown(twice)} occurs twice in one object")
+    return content
+
+
+def _json_lines(path: Path) -> Iterator[Row]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            values, fault = {}, None
+            try:
+                values = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except ValueError as error:
+                fault = UserError(f"not valid JSON ({error})")
+            except RecursionError:
+                fault = UserError("not valid JSON (brackets nest too deep)")
+            if not isinstance(values, dict):
+                values, fault = {}, UserError(f"expected a JSON object, found a {type(values).__name__}")
+            yield Row(str(path), f"line {number}", values, fault)
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
+    """A list of records, records by id, lists of records by split, one list under some key; or JSON Lines."""
+    try:
+        content = read_json(path)
+    except UserError as error:
+        if isinstance(error.__cause__, json.JSONDecodeError) and error.__cause__.msg == "Extra data":
+            yield from _json_lines(path)  # one value after the other: JSON Lines by another name
+            return
+        raise
+    if isinstance(content, dict) and isinstance(content.get("question"), str):
+        content = [content]
+    if isinstance(content, dict):
+        lists = {key: value for key, value in content.items() if isinstance(value, list)}
+        if (
+            content
+            and len(lists) == len(content)
+            and all(split_name(key) in ("train", "val", "test") for key in lists)
+        ):
+            for key, records in lists.items():
+                for row in _listed(path, records, f"{key}: "):
+                    yield row._replace(split=split_name(key))
+            return
+        if len(lists) == 1 and not any(isinstance(value, dict) and "question" in value for value in content.values()):
+            content = next(iter(lists.values()))
+    if isinstance(content, list):
+        yield from _listed(path, content)
+    elif isinstance(content, dict) and content and all(isinstance(value, dict) for value in content.values()):
+        for id_, values in content.items():
+            own = any(not is_absent(values.get(key)) for key in ("id", *ALIASES["id"]))
+            yield Row(str(path), f"problem {id_:.80}", values if own else {**values, "id": id_})
+    else:
+        raise UserError(f"{path}: expected a list of records, or an object of records by id")
+
+
+def _listed(path: Path, records: list[Any], before: str = "") -> Iterator[Row]:
+    for number, values in enumerate(records):
+        place = f"{before}record {number}"
+        if isinstance(values, dict):
+            yield Row(str(path), place, values)
+        else:
+            yield Row(str(path), place, {}, UserError(f"expected a JSON object, found a {type(values).__name__}"))
+
+
+# -- CSV --------------------------------------------------------------------------------------------------------------
+
+
+def _csv_rows(path: Path) -> Iterator[Row]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        try:
+            header = file.readline()
+            delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=header.count)
+            file.seek(0)
+            rows = csv.reader(file, delimiter=delimiter, strict=True)
+            names = [name.strip() for name in next(rows, [])]
+            if len(set(names)) < len(names):
+                twice = next(name for name in names if names.count(name) > 1)
+                raise UserError(f"{path}: two columns are called {shown(twice)}")
+            for cells in rows:
+                if not any(cells):
+                    continue
+                place = f"line {rows.line_num}"
+                if len(cells) > len(names):
+                    fault = UserError(
+                        f"has {len(cells)} cells, but the head has {len(names)}: quote cells with commas"
+                    )
+                    yield Row(str(path), place, {}, fault)
+                    continue
+                values = {
+                    name: cell if cell.strip() else None for name, cell in zip(names, cells, strict=False) if name
+                }
+                yield Row(str(path), place, values, cells=True)
+        except csv.Error as error:
+            raise UserError(f"{path}: line {rows.line_num}: not valid CSV ({error})") from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: not UTF-8 text ({error.reason}): save it as UTF-8") from None
+
+
+def values_of_cells(raw: dict[str, Any]) -> dict[str, Any]:
+    """A renamed record of a CSV file, whose cells are all text: choices, rationales and images may be lists in one.
+
+    Raises:
+        UserError: choices in a cell that can't be told apart.
+    """
+    raw = dict(raw)
+    for field in ("choices", "solution", "images"):
+        cell = raw[field]
+        if not isinstance(cell, str):
+            continue
+        text = cell.strip()
+        if text.startswith("[") and text.endswith("]"):
+            raw[field] = _list_in(text, field, cell)
+        elif field == "choices" and "|" in text:
+            raw[field] = [choice.strip() for choice in text.split("|")]
+        elif field == "choices":
+            raise UserError(
+                f'\'choices\' is {shown(cell)}: write a JSON list, as ["red", "blue"], options with | between them, '
+                "or columns choice_a, choice_b, …"
+            )
+    return raw
+
+
+def _list_in(text: str, field: str, cell: str) -> Any:
+    for parse in (json.loads, ast.literal_eval):  # pandas writes lists as Python does
+        try:
+            value = parse(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(value, list):
+            return value
+    if field == "choices":
+        raise UserError(f'\'choices\' is {shown(cell)}, which is no JSON list, as ["red", "blue"]')
+    return cell
+
+
+# -- parquet ----------------------------------------------------------------------------------------------------------
+
+
+def _parquet_rows(path: Path, spare: bool) -> Iterator[Row]:
+    from pyarrow import ArrowException, parquet
+
+    number = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            # the file's name alone can spare reading the images of the other splits
+            if spare and "split" not in file.schema_arrow.names:
+                return
+            for batch in file.iter_batches(batch_size=64):
+                for values in batch.to_pylist():
+                    yield Row(str(path), f"row {number}", values)
+                    number += 1
+    except (ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = (str(error).strip() or type(error).__name__).partition("\n")[0]
+        where = "not a parquet file" if number == 0 else f"damaged after row {number - 1}"
+        raise UserError(f"{path}: {where} ({reason:.200})") from None
