@@ -6,7 +6,7 @@ right option uniformly after it, and the picture last to fit. Whatever a reader 
 uniform over the options: without the picture there is nothing to do but guess.
 
 `generate_problems` yields problem records with PIL images; `write_scienceqa` writes the original project's folder.
-The skills are in `embedded_skills.py` and `embedded_texts.py`, the drawing in `embedded_pictures.py`.
+The skills are listed in `skills.py`, the drawing is in `pictures.py`.
 """
 
 import json
@@ -15,9 +15,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 
+from mmcot.training.common import UserError
 from mmcot.training.data.embedded.skills import SKILLS, Skill
 
 DEFAULT_SIZES = {"train": 600, "val": 200, "test": 200}
+
+
+class FolderInUseError(UserError, FileExistsError):
+    """A folder that should be new has files in it."""
+
+    def __str__(self) -> str:  # OSError's would show its arguments as a tuple
+        return str(self.args[0])
 
 
 def generate_problems(
@@ -39,12 +47,12 @@ def generate_problems(
         be empty), lecture, solution, subject, grade, topic, category, skill, task, split`.
 
     Raises:
-        ValueError: for a skill that doesn't exist.
+        UserError: for a skill that doesn't exist.
     """
     names = list(SKILLS) if skills is None else list(skills)
     unknown = [name for name in names if name not in SKILLS]
     if unknown or not names:
-        raise ValueError(f"unknown embedded skills {unknown}: choose from {', '.join(SKILLS)}")
+        raise UserError(f"unknown embedded skills {unknown}: choose from {', '.join(SKILLS)}")
     # not a generator function itself, so that a wrong skill is reported by the call, not at the first record
     return (_problem(SKILLS[names[i % len(names)]], seed, split, i) for i in range(num))
 
@@ -101,11 +109,11 @@ def write_scienceqa(
         skills: as in `generate_problems`.
 
     Raises:
-        FileExistsError: when `folder` already has files in it.
+        FolderInUseError: (a FileExistsError) when `folder` already has files in it.
     """
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty: choose a new folder for the embedded data")
+        raise FolderInUseError(f"{folder} is not empty: choose a new folder for the embedded data")
     if num is None:
         sizes = DEFAULT_SIZES
     elif isinstance(num, int):
