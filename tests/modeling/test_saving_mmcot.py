@@ -150,3 +150,73 @@ def test_push_to_hub_uploads_the_whole_folder(two_stage_repository, hub):
     MMCoTModel.from_pretrained(two_stage_repository).push_to_hub("tester/two-stage", token=hub.token)
     uploaded = set(hub.files("tester/two-stage"))
     assert {path.name for path in two_stage_repository.iterdir()} <= uploaded
+
+
+# --- others' code and files ------------------------------------------------------------------------------------------
+
+EVIL = "raise SystemExit('this code is not ours')\n"
+
+
+def test_a_third_party_s_code_is_never_published_again(two_stage_repository, tmp_path):
+    """The installed package loads without trust_remote_code, and writes its own code whatever it has loaded."""
+    theirs = shutil.copytree(two_stage_repository, tmp_path / "theirs")
+    codes = sorted(path.name for path in theirs.glob("*.py"))
+    for name in codes:
+        (theirs / name).write_text(EVIL)
+    for name in ("processor_config.json", "tokenizer_config.json", "config.json"):
+        settings = json.loads((theirs / name).read_text())
+        settings["auto_map"] = {
+            "AutoProcessor": "evil/repo--processing_evil.Evil",
+            "AutoTokenizer": ["evil.Evil", None],
+        }
+        if "image_processor" in settings:
+            settings["image_processor"]["auto_map"] = {"AutoImageProcessor": "evil.Evil"}
+        if name == "config.json":
+            settings["custom_pipelines"] = {"evil": {"impl": "evil.Evil", "pt": ["AutoModel"]}}
+        (theirs / name).write_text(json.dumps(settings))
+    (theirs / "evil.py").write_text(EVIL)
+    for model in (MMCoTModel.from_pretrained(theirs), MMCoTModel.from_pretrained(theirs).stage_alone("answer")):
+        ours = tmp_path / type(model).__name__
+        model.save_pretrained(ours)
+        assert sorted(path.name for path in ours.glob("*.py")) == codes
+        for path in ours.iterdir():
+            assert b"evil" not in path.read_bytes().lower() and EVIL.encode() not in path.read_bytes(), path.name
+        for name in codes:
+            assert (ours / name).read_bytes() == (two_stage_repository / name).read_bytes()
+
+
+def test_files_have_ordinary_modes_and_no_local_paths(two_stage_repository, tmp_path):
+    model = MMCoTModel.from_pretrained(two_stage_repository)
+    mask = os.umask(0o022)
+    try:
+        model.save_pretrained(tmp_path / "ours")
+    finally:
+        os.umask(mask)
+    for path in (tmp_path / "ours").iterdir():
+        assert path.stat().st_mode & 0o777 == 0o644, path.name
+        for place in (str(tmp_path), str(two_stage_repository.parent), os.path.expanduser("~/")):
+            assert place.encode() not in path.read_bytes(), path.name
+
+
+def test_a_subfolder_is_loaded_and_saved_whole(two_stage_repository, tmp_path):
+    shutil.copytree(two_stage_repository, tmp_path / "all" / "both stages v0.1")
+    model = MMCoTModel.from_pretrained(tmp_path / "all", subfolder="both stages v0.1")
+    model.save_pretrained(tmp_path / "ours")
+    assert sorted(os.listdir(tmp_path / "ours")) == sorted(os.listdir(two_stage_repository))
+
+
+def test_a_processor_and_a_card_that_are_given_are_saved_and_uploaded(two_stage_repository, hub, tmp_path):
+    source = shutil.copytree(two_stage_repository, tmp_path / "source")
+    processor = load_pipeline(source, device="cpu").processor
+    model = MMCoTModel.from_pretrained(source)
+    model._repository_files = None
+    processor.max_source_length = 77
+    where = {"repo_id": "tester/with-processor", "token": hub.token, "commit_message": "Once"}
+    model.save_pretrained(tmp_path / "ours", processor=processor, model_card="my card", push_to_hub=True, **where)
+    assert set(hub.files("tester/with-processor")) >= set(os.listdir(tmp_path / "ours"))
+    for name in os.listdir(tmp_path / "ours"):
+        assert hub.files("tester/with-processor")[name] == (tmp_path / "ours" / name).read_bytes(), name
+    assert json.loads((tmp_path / "ours" / "processor_config.json").read_text())["max_source_length"] == 77
+    assert (tmp_path / "ours" / "README.md").read_text() == "my card"
+    model.push_to_hub("tester/again", token=hub.token, processor=processor, model_card="my other card")
+    assert hub.files("tester/again")["README.md"] == b"my other card"
