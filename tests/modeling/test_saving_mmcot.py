@@ -26,8 +26,8 @@ answer = pipeline("multimodal-cot", model=source, trust_remote_code=True, device
 first = answer(problems)
 model.save_pretrained(copy)
 again = pipeline("multimodal-cot", model=copy, trust_remote_code=True, device="cpu")(problems)
-inferred = pipeline(model=copy, trust_remote_code=True, device="cpu")(problems)
-print(json.dumps([direct, first, again, inferred]))
+tagged = pipeline("image-text-to-text", model=copy, trust_remote_code=True, device="cpu")(problems)
+print(json.dumps([direct, first, again, tagged]))
 """
 
 
