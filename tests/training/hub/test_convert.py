@@ -2,10 +2,13 @@
 
 import json
 import shutil
+import string
 
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 from mmcot import MMCoTForConditionalGeneration, MMCoTModel
 from mmcot.training.cli import main
@@ -17,6 +20,17 @@ def golden(golden_dir):
         "rationale": golden_dir / "golden_t5relu_detr",
         "answer": golden_dir / "golden_old_flangated_detr",
     }
+
+
+@pytest.fixture
+def small_tokenizer():
+    """Characters as tokens, within the 128 embeddings of the golden checkpoints."""
+    pieces = ["<pad>", "</s>", "<unk>", "▁", *(character for character in string.printable if not character.isspace())]
+    tokenizer = Tokenizer(models.Unigram([(piece, -1.0) for piece in pieces], unk_id=2))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(split=True)
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
 def assert_golden(model, folder, **kwargs):
@@ -33,10 +47,10 @@ def assert_golden(model, folder, **kwargs):
     assert abs(result.loss.item() - float(outputs["loss_neg100"])) < 1e-5
 
 
-def test_two_checkpoints_become_one_repository(golden, tmp_path, tiny_tokenizer):
+def test_two_checkpoints_become_one_repository(golden, tmp_path, small_tokenizer):
     """Both key layouts, a tied and an untied head; also after saving again."""
     tokenizer = tmp_path / "tokenizer"
-    tiny_tokenizer.save_pretrained(tokenizer)
+    small_tokenizer.save_pretrained(tokenizer)
     arguments = [str(golden["rationale"]), str(tmp_path / "out"), "--answer", str(golden["answer"])]
     assert main(["convert", *arguments, "--tokenizer", str(tokenizer)]) == 0
     MMCoTModel.from_pretrained(tmp_path / "out").save_pretrained(tmp_path / "again")
