@@ -117,6 +117,8 @@ def adapt_checkpoint(config_class, source, saved_config: dict, weights: dict[str
         names = {field.name for field in dataclasses.fields(config_class)} - {"dtype"}
         of_the_file = ("model_type", "architectures", "transformers_version", "auto_map", "tokenizer_class")
         fields = {key: value for key, value in saved_config.items() if key not in of_the_file}
+        if model_type == "mt5":
+            fields["scale_decoder_outputs"] = False  # mT5 never does, and doesn't say so
         config = config_class(**fields | {name: kwargs.pop(name) for name in list(kwargs) if name in names})
     elif isinstance(config, PreTrainedConfig):
         config = copy.deepcopy(config)

@@ -14,18 +14,22 @@ from .errors_mmcot import ModelError
 
 
 def build_vision(config: dict | PreTrainedConfig) -> PreTrainedModel:
-    """The backbone with fresh weights. Never downloads.
+    """The backbone with fresh weights. Never downloads."""
+    return check_vision(AutoModel.from_config(as_vision_config(config)))
+
+
+def check_vision(vision: PreTrainedModel) -> PreTrainedModel:
+    """The same network, if it can be a backbone.
 
     Raises:
-        ModelError: a network that doesn't read pixels, or not pixels alone.
+        ModelError: it doesn't read pixels, or not pixels alone (SigLIP 2 of any resolution, a language model).
     """
-    vision = AutoModel.from_config(as_vision_config(config))
     parameters = inspect.signature(vision.forward).parameters.values()
     needed = {parameter.name for parameter in parameters if parameter.default is parameter.empty}
     needed -= {"pixel_values", "args", "kwargs"}
     if needed or vision.main_input_name != "pixel_values":
         why = f"also needs {', '.join(sorted(needed))}" if needed else f"reads {vision.main_input_name}"
-        raise ModelError(f"vision_config: {type(vision).__name__} {why}; choose one that reads pixel_values alone")
+        raise ModelError(f"{type(vision).__name__} {why}: choose a vision tower that reads pixel_values alone")
     return vision
 
 
@@ -133,4 +137,4 @@ def _as_patches(output, vision_feature: str, feature_size: int | None) -> Tensor
     return features
 
 
-__all__ = ["MMCoTImageFeatures", "build_vision", "get_image_features", "vision_feature_size"]
+__all__ = ["MMCoTImageFeatures", "build_vision", "check_vision", "get_image_features", "vision_feature_size"]

@@ -4,8 +4,19 @@ import pytest
 import torch
 from tiny_models import IMAGE, tiny_model, vision_config
 from torch import nn
-from transformers import DetrConfig, TimmWrapperConfig
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    DetrConfig,
+    Siglip2Config,
+    SiglipConfig,
+    SiglipModel,
+    T5Config,
+    TimmWrapperConfig,
+)
 
+from mmcot import MMCoTConfig, MMCoTForConditionalGeneration, MMCoTTwoStageConfig
+from mmcot.errors_mmcot import ModelError
 from mmcot.vision_mmcot import build_vision, get_image_features, vision_feature_size
 
 
@@ -171,3 +182,65 @@ def test_an_unfrozen_backbone_trains():
 def test_pixels_without_a_backbone_are_refused():
     with pytest.raises(ValueError, match="vision_config"):
         tiny_model()(input_ids=torch.tensor([[1]]), pixel_values=torch.zeros(1, 3, 8, 8), labels=torch.tensor([[1]]))
+
+
+# --- models of image and text ----------------------------------------------------------------------------------------
+
+SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+IMAGE_AND_TEXT = {
+    "clip": (CLIPConfig, CLIPModel, 5),
+    "siglip": (SiglipConfig, SiglipModel, 4),
+}
+
+
+def image_and_text(kind, **vision):
+    sizes = {"image_size": IMAGE, "patch_size": 4} | vision
+    return kind(text_config=SMALL | {"vocab_size": 50}, vision_config=SMALL | sizes)
+
+
+@pytest.mark.parametrize("as_dict", [False, True])
+@pytest.mark.parametrize("name", IMAGE_AND_TEXT)
+def test_a_model_of_image_and_text_gives_its_vision_tower(tmp_path, name, as_dict):
+    kind, _, patches = IMAGE_AND_TEXT[name]
+    config = image_and_text(kind)
+    model = tiny_model(vision_config=config.to_dict() if as_dict else config)
+    assert model.config.vision_config.model_type == f"{name}_vision_model"
+    pixels = torch.randn(2, 3, IMAGE, IMAGE)
+    features = model.get_image_features(pixels).pooler_output
+    assert features.shape == (2, patches, 16)
+    model.save_pretrained(tmp_path)
+    again = MMCoTForConditionalGeneration.from_pretrained(tmp_path)
+    torch.testing.assert_close(again.get_image_features(pixels).pooler_output, features)
+    both = MMCoTTwoStageConfig(vision_config=config)
+    assert both.vision_config.model_type == f"{name}_vision_model"
+
+
+@pytest.mark.parametrize("name", IMAGE_AND_TEXT)
+def test_a_tower_s_features_are_those_of_the_whole_model(name):
+    kind, network, _ = IMAGE_AND_TEXT[name]
+    torch.manual_seed(0)
+    whole = network(image_and_text(kind)).eval()
+    vision = build_vision(whole.config).eval()
+    tower = {key.removeprefix("vision_model."): value for key, value in whole.vision_model.state_dict().items()}
+    vision.load_state_dict({key: tower[key.removeprefix("vision_model.")] for key in vision.state_dict()})
+    pixels = torch.randn(2, 3, IMAGE, IMAGE)
+    expected = whole.vision_model(pixel_values=pixels).last_hidden_state
+    torch.testing.assert_close(features_of(vision, pixels), expected)
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        (
+            lambda: Siglip2Config(text_config=SMALL, vision_config=SMALL | {"num_patches": 4}),
+            "needs pixel_attention_mask",
+        ),
+        (lambda: T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2), "reads input_ids"),
+        (lambda: {"model_type": "no such network"}, "no such network"),
+        (lambda: {"hidden_size": 16}, "vision_config"),
+    ],
+)
+def test_what_can_t_be_a_backbone_is_refused_in_one_line(config, why):
+    with pytest.raises(ModelError, match=why) as caught:
+        MMCoTForConditionalGeneration(MMCoTConfig(vocab_size=50, d_model=16, num_layers=1, vision_config=config()))
+    assert "\n" not in str(caught.value)
