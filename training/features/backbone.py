@@ -12,6 +12,7 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoImageProcessor, AutoMode
 from mmcot.processing.image_processing_mmcot import MMCoTImageProcessor, image_processor_for
 from mmcot.training.common import MissingFileError, UserError
 from mmcot.training.features.presets import VISION_PRESETS
+from mmcot.vision_mmcot import check_vision
 
 
 @dataclass
@@ -132,9 +133,10 @@ def _load_model(place: str, feature: str) -> PreTrainedModel:
             f"{place}: holds no weights for {len(lacking)} of the {type(vision).__name__}'s tensors, the first: "
             f"{sorted(lacking)[0]}; save the image model (the vision tower) by itself"
         )
-    if vision.main_input_name != "pixel_values":
-        raise UserError(f"{place}: is no image model but a {type(vision).__name__}, for {vision.main_input_name}")
-    return vision
+    try:
+        return check_vision(vision)
+    except ValueError as error:
+        raise UserError(f"{place}: {error}") from error
 
 
 def _is_pooler(name: str) -> bool:
