@@ -18,6 +18,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--batch-size", type=int, default=64, help="questions at a time; on a GPU rather 512")
     parser.add_argument("--mode", choices=("score", "generate"), default="score", help="score the choices, or decode")
     parser.add_argument("--blank-images", action="store_true", help="what would it say without the pictures?")
+    parser.add_argument("--features", metavar="DIR", help="cache of `mmcot features`, instead of the model's backbone")
     parser.add_argument("--num-beams", type=int, default=None)
     parser.add_argument("--max-new-tokens", type=int, default=None, help="limit of a rationale")
     parser.add_argument("--device", default=None, help="default: the first accelerator, else the CPU")
@@ -43,6 +44,7 @@ def run(args) -> int:
         mode=args.mode,
         blank_images=args.blank_images,
         device=args.device,
+        features=args.features,
         source=args.problems,
         **{name: value for name, value in options.items() if value is not None},
     )

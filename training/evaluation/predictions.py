@@ -7,6 +7,7 @@ One writer for every command that predicts: a file cut off is gone on with, by t
 appears under its name when it is whole. Several processes write a part each.
 """
 
+import glob
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -53,7 +54,8 @@ class PredictionsWriter:
         rank, num_processes: this process's number, and how many write a part each.
 
     Attributes:
-        done: id → record of what is written already by this process.
+        done: id → record of what is written already: by this process, or by any of an interrupted run, however many
+            processes it had.
 
     Raises:
         UserError: the interrupted file beside `path` comes from another model or other settings.
@@ -61,16 +63,19 @@ class PredictionsWriter:
 
     def __init__(self, path: str | Path, header: Mapping[str, Any], *, rank: int = 0, num_processes: int = 1):
         self.path, self.header = Path(path), dict(header)
-        self.num_processes = num_processes
-        self.part = self._part(rank)
+        suffix = "" if num_processes == 1 else f".{rank}of{num_processes}"
+        self.part = self.path.with_name(f"{self.path.name}.partial-records{suffix}")
         self.part.parent.mkdir(parents=True, exist_ok=True)
         drop_cut_line(self.part)
-        self.done = self._read(self.part) if self.part.exists() else {}
+        self.done = self._written()
         self._file = None
 
-    def _part(self, rank: int) -> Path:
-        suffix = "" if self.num_processes == 1 else f".{rank}of{self.num_processes}"
-        return self.path.with_name(f"{self.path.name}.partial-records{suffix}")
+    def _parts(self) -> list[Path]:
+        name = glob.escape(f"{self.path.name}.partial-records")
+        return sorted(path for suffix in ("", ".*of*") for path in self.path.parent.glob(f"{name}{suffix}"))
+
+    def _written(self) -> dict[str, dict]:
+        return {id_: record for part in self._parts() for id_, record in self._read(part).items()}
 
     def _read(self, part: Path) -> dict[str, dict]:
         records = list(read_jsonl(part))
@@ -110,8 +115,7 @@ class PredictionsWriter:
 
         `facts` are known only now, such as the tokens used, and join the header.
         """
-        parts = [self._part(rank) for rank in range(self.num_processes)]
-        records = {id_: record for part in parts for id_, record in self._read(part).items()}
+        parts, records = self._parts(), self._written()
         with written_whole(self.path) as file:
             for record in ({"header": {**self.header, **facts}}, *(records[id_] for id_ in ids)):
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -1,6 +1,7 @@
 """Rationales and answers of a trained model for a set of problems, written to a predictions file."""
 
-from collections.abc import Iterable, Iterator
+import copy
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ def predict(
     mode: str = "score",
     blank_images: bool = False,
     device=None,
+    features=None,
     source: str | None = None,
     **generate_kwargs: Any,
 ) -> Path:
@@ -65,12 +67,13 @@ def predict(
         batch_size: questions at a time.
         mode: "score" or "generate", as in `MMCoTModel.generate`.
         blank_images: leave the pictures out.
+        features: a `FeatureCache` or its folder (`mmcot features`), read instead of running the model's backbone.
         source: where the problems come from, for the file's header.
         generate_kwargs: options of generation, of the rationale or of a one-stage model's text.
 
     Raises:
-        UserError: the file is there already, an option makes no sense, or an interrupted file beside it comes from
-            another model or other settings.
+        UserError: the file is there already, an option makes no sense, features are another backbone's, or an
+            interrupted file beside `output` comes from another model or other settings.
     """
     from accelerate import PartialState
     from tqdm import tqdm
@@ -86,19 +89,20 @@ def predict(
     _check_device(device)
     state = PartialState(cpu=str(device) == "cpu")
     pipeline = load_pipeline(model, device if state.num_processes == 1 else state.device)
-    facts = _header(pipeline, model, problems, mode, blank_images, source, generate_kwargs)
-    ids = problems["id"]
+    cache = None if features is None or blank_images else open_features(features, pipeline)
+    facts = _header(pipeline, model, problems, mode, blank_images, cache, source, generate_kwargs)
+    ids = problems["id"][:]
     # longest first: rows of like length share a batch, and memory runs out at once or never
     lengths = [
         len(question) + len(context or "") + sum(map(len, choices))
-        for question, context, choices in zip(*(problems[name] for name in _LENGTHS), strict=True)
+        for question, context, choices in zip(*(problems[name][:] for name in _LENGTHS), strict=True)
     ]
     order = sorted(range(len(ids)), key=lambda i: -lengths[i])[state.process_index :: state.num_processes]
     with PredictionsWriter(output, facts, rank=state.process_index, num_processes=state.num_processes) as writer:
         todo = [i for i in order if ids[i] not in writer.done]
         batches = (_records(problems, todo[i : i + batch_size], blank_images) for i in range(0, len(todo), batch_size))
         with tqdm(total=len(todo), unit="problem", disable=not state.is_main_process) as progress:
-            for id_, result in _results(pipeline, batches, batch_size, mode, generate_kwargs):
+            for id_, result in _results(pipeline, batches, batch_size, mode, cache, generate_kwargs):
                 writer.add(prediction_record(id_, result))
                 progress.update()
     state.wait_for_everyone()
@@ -131,12 +135,15 @@ def _records(problems, rows: list[int], blank_images: bool) -> list[dict[str, An
     return [{**record, "images": []} for record in records] if blank_images else records
 
 
-def _header(pipeline, model, problems, mode, blank_images, source, generate_kwargs) -> dict[str, Any]:
+def _header(pipeline, model, problems, mode, blank_images, cache, source, generate_kwargs) -> dict[str, Any]:
     from mmcot.answers_mmcot import prepare_generation_config
     from mmcot.training.inference.fingerprint import model_fingerprint
 
     splits = set(problems["split"]) if "split" in problems.column_names else set()
     config, _ = prepare_generation_config(pipeline.model, **generate_kwargs)
+    known = (
+        {"features": {name: cache.info.get(name) for name in ("backbone", "weights", "fingerprint")}} if cache else {}
+    )
     decoding = {"num_beams": config.num_beams or 1, "max_new_tokens": config.max_new_tokens, **generate_kwargs}
     return header(
         "multimodal-cot",
@@ -150,6 +157,7 @@ def _header(pipeline, model, problems, mode, blank_images, source, generate_kwar
         decoding=decoding,
         images="blank" if blank_images else "given",
         rationale_format=pipeline.processor.rationale_format,
+        **known,
     )
 
 
@@ -161,15 +169,62 @@ def _model_name(model) -> str:
     return "/".join(path.resolve().parts[-2:]) if path.exists() else str(model)
 
 
-def _results(pipeline, batches: Iterable[list[dict]], batch_size: int, mode: str, generate_kwargs: dict):
+def open_features(features, pipeline):
+    """The cache, if it fits the model.
+
+    Raises:
+        UserError: another backbone's, or features for a model that reads none.
+    """
+    from mmcot.training.features.cache import FeatureCache
+    from mmcot.training.features.match import check_features_match
+
+    model = pipeline.model
+    stage, vision = (model.rationale, model.vision) if pipeline.two_stage else (model, model.encoder.vision)
+    cache = features if isinstance(features, FeatureCache) else FeatureCache.open(features)
+    if cache.image_feature_size != stage.config.image_feature_size:
+        raise UserError(
+            f"{cache.path}: has features of width {cache.image_feature_size}, and the model reads "
+            f"{stage.config.image_feature_size or 'no pictures'}: leave --features out, or name its backbone's"
+        )
+    if vision is not None:
+        check_features_match(cache, vision, pipeline.processor.image_processor, model.config.vision_feature)
+    return cache
+
+
+def _reader(processor, cache) -> Callable[[list[dict]], Any]:
+    """What makes a model's inputs of problems: the processor, or, with features, it for the text alone."""
+    if cache is None:
+        return processor
+    from mmcot.training.features.cache import problem_keys
+
+    text_only = copy.copy(processor)
+    text_only.image_processor = None
+
+    def read(problems: list[dict]):
+        inputs = text_only(problems)
+        inputs.update(cache.collate([problem_keys(problem, cache) for problem in problems]))
+        return inputs
+
+    return read
+
+
+def _results(pipeline, batches: Iterable[list[dict]], batch_size: int, mode: str, cache, generate_kwargs: dict):
     """(id, result) of each problem: without waiting for the longest rationale of a batch where the fast decoder takes
     the call, else by batches of the pipeline."""
     limit = _engine_limit(pipeline, mode, generate_kwargs)
+    read, model, processor = _reader(pipeline.processor, cache), pipeline.model, pipeline.processor
     if limit is not None:
-        yield from _streamed(pipeline, batches, batch_size, limit)
+        yield from _streamed(model, processor, read, batches, batch_size, limit)
         return
+    votes = generate_kwargs.get("self_consistency", 1), generate_kwargs.get("num_return_sequences", 1)
+    if cache is not None and max(votes) > 1:
+        raise UserError("several rationales of a problem don't go with features: leave --features out")
     for batch in batches:
-        results = pipeline(batch, batch_size=batch_size, mode=mode, **generate_kwargs)
+        if cache is None:
+            results = pipeline(batch, batch_size=batch_size, mode=mode, **generate_kwargs)
+        else:
+            outputs = model.generate(**read(batch).to(model.device), mode=mode, **generate_kwargs)
+            results = processor.post_process(outputs, batch)
         yield from zip((problem["id"] for problem in batch), results, strict=True)
 
 
@@ -185,16 +240,16 @@ def _engine_limit(pipeline, mode: str, generate_kwargs: dict) -> int | None:
     return decoder_limit(model.rationale, config, others)
 
 
-def _streamed(pipeline, batches, batch_size: int, limit: int) -> Iterator[tuple[str, dict]]:
+def _streamed(model, processor, read, batches, batch_size: int, limit: int) -> Iterator[tuple[str, dict]]:
     from mmcot.training.inference.engine import answer_questions
 
-    processor, under_way = pipeline.processor, {}
+    under_way: dict[str, dict] = {}
 
     def inputs():
         for batch in batches:
             under_way.update((problem["id"], problem) for problem in batch)
-            yield [problem["id"] for problem in batch], processor(batch)
+            yield [problem["id"] for problem in batch], read(batch)
 
-    for ids, output in answer_questions(pipeline.model, inputs(), max_new_tokens=limit, slots=batch_size):
+    for ids, output in answer_questions(model, inputs(), max_new_tokens=limit, slots=batch_size):
         results = processor.post_process(output, [under_way.pop(id_) for id_ in ids])
         yield from zip(ids, results, strict=True)

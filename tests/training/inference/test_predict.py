@@ -1,0 +1,120 @@
+"""`predict`: features in place of the backbone, and processes that share the questions."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from mmcot import MMCoTProcessor
+from mmcot.training import extract_features, load_problems, predict
+from mmcot.training.common import UserError
+from mmcot.training.evaluation.predictions import PredictionsWriter, read_header
+from mmcot.training.evaluation.results import read_predictions
+
+
+@pytest.fixture(scope="module")
+def problems():
+    return load_problems("embedded:n=9", "test")
+
+
+@pytest.fixture(scope="module")
+def expected(two_stage_repository, problems, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("predictions")
+    return read_predictions(predict(two_stage_repository, problems, folder / "p.jsonl", device="cpu"))
+
+
+def assert_equal(found, expected):
+    assert list(found) == list(expected)
+    for id_, record in found.items():
+        other = expected[id_]
+        assert record["generated"] == other["generated"] and record["answer"] == other["answer"]
+        assert record["scores"] == pytest.approx(other["scores"], abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def cache(two_stage_repository, problems, tmp_path_factory):
+    from mmcot import MMCoTModel
+
+    vision = MMCoTModel.from_pretrained(two_stage_repository).vision
+    image_processor = MMCoTProcessor.from_pretrained(two_stage_repository).image_processor
+    folder = tmp_path_factory.mktemp("features") / "cache"
+    return extract_features(
+        problems, vision, folder, image_processor=image_processor, dtype="float32", show_progress=False
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2, "max_new_tokens": 5}], ids=["engine", "generate"])
+def test_features_stand_in_for_the_backbone(two_stage_repository, problems, cache, tmp_path, monkeypatch, options):
+    assert any(problems["images"])
+    whole = predict(two_stage_repository, problems, tmp_path / "whole.jsonl", device="cpu", **options)
+    monkeypatch.setattr("mmcot.modeling_mmcot_two_stage.get_image_features", None)  # never called
+    path = predict(two_stage_repository, problems, tmp_path / "p.jsonl", device="cpu", features=cache.path, **options)
+    assert_equal(read_predictions(path), read_predictions(whole))
+    assert read_header(path)["features"]["weights"] == cache.info["weights"]
+
+
+def test_features_of_another_backbone_are_refused(two_stage_repository, problems, cache, tmp_path):
+    import torch
+
+    from mmcot import MMCoTModel
+
+    model = MMCoTModel.from_pretrained(two_stage_repository)
+    model.processor = MMCoTProcessor.from_pretrained(two_stage_repository)
+    with torch.no_grad():
+        next(model.vision.parameters()).add_(1)
+    with pytest.raises(UserError, match="another backbone"):
+        predict(model, problems, tmp_path / "p.jsonl", features=cache)
+
+
+def test_any_number_of_processes_goes_on_with_what_others_wrote(tmp_path):
+    """Two were killed, one goes on; the cut line of one of them is written anew."""
+    path, facts = tmp_path / "p.jsonl", {"method": "test"}
+    for rank in range(2):
+        with PredictionsWriter(path, facts, rank=rank, num_processes=2) as writer:
+            writer.add({"id": f"of {rank}", "answer": rank})
+    with open(writer.part, "a") as file:
+        file.write('{"id": "cut", "ans')
+    with PredictionsWriter(path, facts) as writer:
+        assert set(writer.done) == {"of 0", "of 1"}
+        writer.add({"id": "cut", "answer": 3})
+    writer.finish(["cut", "of 1", "of 0"])
+    assert [record["answer"] for record in read_predictions(path).values()] == [3, 1, 0]
+    assert [file.name for file in tmp_path.iterdir()] == ["p.jsonl"]
+
+
+COUNTING = """
+import os, sys
+from mmcot.training.cli import main
+from mmcot.training.inference import engine
+
+whole, own = engine.answer_questions, open(f"asked-by-{os.environ['RANK']}", "a")
+
+def counted(model, batches, **options):
+    for keys, inputs in batches:
+        print(*keys, file=own, flush=True)
+        yield from whole(model, [(keys, inputs)], **options)
+
+engine.answer_questions = counted
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_processes_share_the_questions(two_stage_repository, expected, tmp_path):
+    """Each question is asked once, by one of two; what an earlier, killed run wrote is kept."""
+    path = tmp_path / "p.jsonl"
+    command = ["predict", str(two_stage_repository), "embedded:n=9", "--split", "test", "--device", "cpu"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    program = tmp_path / "command.py"
+    program.write_text(COUNTING)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launch, str(program), *command, "--output", str(path)],
+        cwd=tmp_path, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert_equal(read_predictions(path), expected)
+    asked = [(tmp_path / f"asked-by-{rank}").read_text().split() for rank in range(2)]
+    assert all(asked) and sorted(asked[0] + asked[1]) == sorted(expected)
+    assert not list(tmp_path.glob("*partial*")) and json.loads(path.read_text().splitlines()[0])
