@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from mmcot.training.common import MissingFileError, UserError
+from mmcot.training.data.known_layouts import ai2d_files, is_ai2d
 from mmcot.training.data.records import shown
 from mmcot.training.data.splits import split_name
 
@@ -160,6 +161,12 @@ def _split_of(path: Path, folder: Path) -> str | None:
     return split_name(match[1]) if match else None
 
 
+def split_of_image(name: Any) -> str | None:
+    """The split of a record of the Hub's ImageFolder: the folder that its `file_name` begins with."""
+    first = name.partition("/")[0] if isinstance(name, str) else ""
+    return split_name(first) if first.lower() in _SPLIT_FOLDERS else None
+
+
 def _group_of(path: Path, folder: Path) -> str:
     return "/".join(part for part in path.parent.relative_to(folder).parts if part.lower() not in _SPLIT_FOLDERS)
 
@@ -218,6 +225,8 @@ def source_stamp(path: str, config: str | None) -> str:
         files = [folder / name for name in ("problems.json", "pid_splits.json", "captions.json")]
         # a folder's time changes when an image is added to it or taken away
         parts += [file_stamp(file) for file in [*files, *sorted((folder / "images").glob("*/*"))]]
+    elif is_ai2d(Path(path)):
+        parts += [file_stamp(file) for file in ai2d_files(Path(path))]
     else:
         parts += [file_stamp(file.path) for file in data_files(path, config)]
         parts += [file_stamp(Path(path) / "README.md")]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mmcot.training.common import UserError
-from mmcot.training.data.files import locate, source_stamp
+from mmcot.training.data.files import hub_name, locate, source_stamp
 from mmcot.training.data.images import IMAGE_RULES
 from mmcot.training.data.keys import check_columns
 from mmcot.training.data.reading import Reading, open_source
@@ -95,6 +95,7 @@ def load_problems(
     path, config = locate(source)
     arguments = {
         "source": path,
+        "name": path if path.startswith("embedded") else hub_name(source) or Path(path).name,
         "config": config,
         "split": split,
         "image_rule": image_rule,
@@ -168,6 +169,7 @@ def _notes_file(arguments: dict[str, Any]) -> Path:
 
 def _generate(
     source: str,
+    name: str,
     config: str | None,
     split: str | None,
     image_rule: str,
@@ -181,23 +183,16 @@ def _generate(
     """Checked records; `stamp` is there to be part of the cached table's name."""
     opened = open_source(source, config, split, image_rule, urls=allow_urls, outside=allow_outside)
     wanted = None if split is None or opened.selected else split_members(split)
-    name = source if source.startswith("embedded") else Path(source).name
     lines = []
 
-    def read(reading: Reading) -> Iterator[dict]:
-        """Those of the wanted splits; keys of the others, as long as no record names a split."""
-        for own, record, key in reading.records(wanted):
-            if wanted is None or own in wanted:
-                yield record
-            else:
-                keys.append(key)
-
-    keys: list[bytes] = []
+    found, keys = 0, []
     reading = Reading(opened, columns, image_rule, require_answer)
-    found = 0
-    for record in read(reading):
-        found += 1
-        yield record
+    for own, record, key in reading.records(wanted):
+        if wanted is None or own in wanted:
+            found += 1
+            yield record
+        else:  # no record before it names a split: perhaps none does
+            keys.append(key)
     reading.raise_faults(source)
     if not found and keys and not reading.splits and set(wanted) <= set(MADE):
         try:
@@ -205,11 +200,11 @@ def _generate(
         except UserError as error:
             raise UserError(f"{source}: no record says its split, and there are {error}") from None
         lines.append(f"{name}: no splits in it: {told(made)}")
-        reading = Reading(opened, columns, image_rule, require_answer)
-        for (_, record, _), part in zip(reading.records(None), made, strict=True):
-            if part in wanted:
-                found += 1
-                yield record | {"split": part}
+        reading = Reading(opened, columns, image_rule, require_answer, made)
+        for _, record, _ in reading.records(wanted):
+            found += 1
+            yield record
+        reading.raise_faults(source)
     if not found:
         raise UserError(_nothing_found(source, split, opened.splits, reading))
     lines += [f"{name}: {line}" for line in reading.notes(split)]

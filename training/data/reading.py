@@ -1,14 +1,23 @@
 """One pass over a source: rows become records; what went wrong or was left out is kept for one message at the end."""
 
+import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmcot.training.common import UserError
-from mmcot.training.data.files import DataFile, data_files, is_original, left_out, several_configurations
+from mmcot.training.data.files import (
+    DataFile,
+    data_files,
+    is_original,
+    left_out,
+    several_configurations,
+    split_of_image,
+)
 from mmcot.training.data.images import Leave, chosen, given_images, image_references
 from mmcot.training.data.keys import GUESSES, KeyReport, renamed
+from mmcot.training.data.known_layouts import ai2d_rows, implied_image, is_ai2d
 from mmcot.training.data.records import Faults, Row, checked, is_absent, shown
 from mmcot.training.data.splits import content_key, split_members, split_name
 
@@ -19,6 +28,7 @@ class Opened(NamedTuple):
     rows: Callable[[], Iterator[Row]]
     images: Callable[[Row, dict, str | None], list]  # of a renamed record: all its images
     resolve: Callable[[Row, list], list]  # those that a rule took, as {"path", "bytes"}
+    implied: Callable[[Row, str | None], str | None] = lambda row, own: None  # the image of a record that names none
     splits: tuple[str, ...] = ()  # names of lists of its own
     selected: bool = False  # whether the rows are already those of the split
     files: tuple[DataFile, ...] = ()
@@ -49,6 +59,12 @@ def open_source(source: str, config: str | None, split: str | None, image_rule: 
             splits=tuple(folder.splits),
             selected=split in folder.splits,
         )
+    if is_ai2d(path):
+        return Opened(
+            rows=lambda: ai2d_rows(path),
+            images=lambda row, raw, own: given_images(raw["images"]),
+            resolve=lambda row, images: image_references(images, Path(row.file).parent, allowed),
+        )
     files = data_files(source, config)
     others = left_out(source, files)
     kinds = ", ".join(sorted({f"*{file.suffix}" for file in others}))
@@ -56,6 +72,7 @@ def open_source(source: str, config: str | None, split: str | None, image_rule: 
         rows=lambda: _file_rows(files, split),
         images=lambda row, raw, own: given_images(raw["images"]),
         resolve=lambda row, images: image_references(images, Path(row.file).parent, allowed),
+        implied=lambda row, own: implied_image(row.values, own, Path(row.file).parent),
         files=tuple(files),
         notes=(f"reads *{files[0].path.suffix}; {len(others)} other files are left out ({kinds})",) if others else (),
     )
@@ -74,9 +91,16 @@ def _file_rows(files: list[DataFile], split: str | None) -> Iterator[Row]:
 class Reading:
     """The pass. Its counts hold when `records` has come to its end."""
 
-    def __init__(self, opened: Opened, columns: Mapping[str, Any], image_rule: str, require_answer: bool):
+    def __init__(
+        self,
+        opened: Opened,
+        columns: Mapping[str, Any],
+        image_rule: str,
+        require_answer: bool,
+        made: Sequence[str] | None = None,  # splits of the rows of a source that names none
+    ):
         self.opened, self.columns = opened, columns
-        self.image_rule, self.require_answer = image_rule, require_answer
+        self.image_rule, self.require_answer, self.made = image_rule, require_answer, made
         self.faults, self.keys = Faults(), KeyReport(columns)
         self.splits: Counter[str] = Counter()  # that rows name
         self.numbers: Counter[str] = Counter()  # of rows without an id
@@ -85,9 +109,9 @@ class Reading:
         self.rows = self.taken = self.unsplit = self.losing = 0
         self.sharing = _Sharing(opened.files)
 
-    def records(self, wanted: tuple[str, ...] | None) -> Iterator[tuple[str | None, dict, bytes]]:
+    def records(self, wanted: tuple[str, ...] | None) -> Iterator[tuple[str | None, dict, bytes | None]]:
         """(split, record, content key) of the good rows of the wanted splits, all by default; and, as long as no row
-        names a split, of those without one."""
+        names a split, of those without one, whose images aren't looked for."""
         for row in self.opened.rows():
             self.rows += 1
             try:
@@ -101,13 +125,15 @@ class Reading:
                 self.taken += 1
                 yield found
 
-    def _record(self, row: Row, wanted: tuple[str, ...] | None) -> tuple[str | None, dict, bytes] | None:
+    def _record(self, row: Row, wanted: tuple[str, ...] | None) -> tuple[str | None, dict, bytes | None] | None:
         unknown = self.keys.take(row.values)
         raw = renamed(row.values, self.columns, unknown)
-        own = split_name(raw["split"]) or row.split
-        label = own or Path(row.file).stem
+        own = said = split_name(raw["split"]) or row.split or split_of_image(row.values.get("file_name"))
+        label = own or os.path.splitext(os.path.basename(row.file))[0]
         if own is not None:
             self.splits[own] += 1
+        elif self.made is not None:
+            own = self.made[self.rows - 1]
         number = self.numbers[label]
         self.numbers[label] += 1
         if wanted is not None and own not in wanted and (own is not None or self.splits):
@@ -119,16 +145,22 @@ class Reading:
             from mmcot.training.data.tables import values_of_cells
 
             raw = values_of_cells(raw)
+        if is_absent(raw["images"]) and "images" not in self.columns:
+            raw["images"] = self.opened.implied(row, said)
         record = checked(raw, self.require_answer, [key for key in unknown if key not in GUESSES])
         if record["id"] in self.ids:
             raise UserError(f"id {shown(record['id'])} occurs twice")
         self.ids.add(record["id"])
-        images = self.opened.images(row, raw, own)
+        images = self.opened.images(row, raw, said)
         taken = chosen(images, self.image_rule)
         self.losing += self.image_rule == "original" and len(taken) < len(images)
-        record |= {"images": self.opened.resolve(row, taken), "has_image": _has_image(raw), "split": own}
-        key = content_key(raw, "" if self.opened.files else f"{record['id']}/")
-        self.sharing.add(key, own, row.file)
+        record |= {"images": taken, "has_image": _has_image(raw), "split": own}
+        if wanted is None or own in wanted:
+            record["images"] = self.opened.resolve(row, taken)
+        key = None
+        if own is None or self.sharing.needed:
+            key = content_key(raw, "" if self.opened.files else f"{record['id']}/")
+            self.sharing.add(key, own, row.file)
         return own, record, key
 
     def raise_faults(self, source: str) -> None:

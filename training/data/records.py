@@ -32,14 +32,14 @@ class Faults:
 
     def __init__(self):
         self.count = 0
-        self.lines: list[tuple[str, str]] = []
+        self.told: dict[tuple[str, str], list[str]] = {}  # (file, what is wrong) -> places
         self.only_missing = True
 
     def add(self, row: Row, error: Exception) -> None:
         self.count += 1
         self.only_missing &= isinstance(error, FileNotFoundError)
-        if len(self.lines) < SHOWN:
-            self.lines.append((row.file, f"{row.place}: {error}"))
+        if self.count <= SHOWN:
+            self.told.setdefault((row.file, str(error)), []).append(row.place)
 
     def raise_any(self) -> None:
         """
@@ -48,13 +48,14 @@ class Faults:
         """
         if not self.count:
             return
-        first = self.lines[0][0]
-        told = [
-            text if file == first and number else f"{file}: {text}" for number, (file, text) in enumerate(self.lines)
-        ]
+        told, before = [], None
+        for (file, reason), places in self.told.items():
+            where = "" if file == before else f"{file}: "
+            told.append(f"{where}{', '.join(places)}: {reason}")
+            before = file
         text = told[0] if self.count == 1 else f"{self.count} bad records: {'; '.join(told)}"
-        if self.count > len(told):
-            text += f"; and {self.count - len(told)} more"
+        if self.count > SHOWN:
+            text += f"; and {self.count - SHOWN} more"
         raise (MissingFileError if self.only_missing else UserError)(" ".join(text.split()))
 
 
@@ -170,7 +171,7 @@ def answer_index(value: Any, choices: list[str], key: str) -> int | None:
         if value == -1:  # how published test sets withhold it
             return None
         if not 0 <= value <= last:
-            raise UserError(f"{key!r} is {value}, but there are {len(choices)} choices, counted from 0")
+            raise UserError(f"{key!r} is {shown(value)}, but there are {len(choices)} choices, counted from 0")
         return value
     text = check_text(key, value).strip()
     if text == "-1":

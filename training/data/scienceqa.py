@@ -11,6 +11,7 @@ from typing import Any
 from mmcot.training.common import MissingFileError, UserError
 from mmcot.training.data.images import Leave
 from mmcot.training.data.records import Row, is_absent, shown
+from mmcot.training.data.splits import split_name
 from mmcot.training.data.tables import read_json
 
 
@@ -38,7 +39,7 @@ class OriginalFolder:
                 raise UserError(
                     f"{self.folder / 'pid_splits.json'}: {shown(name)} must be a list of ids, but is {shown(pids)}"
                 )
-        return {name: [str(pid) for pid in pids] for name, pids in lists.items()}
+        return {split_name(name): [str(pid) for pid in pids] for name, pids in lists.items()}  # M3CoT's says dev
 
     def _captions(self) -> dict[str, Any]:
         captions = self._object("captions.json")
@@ -71,6 +72,8 @@ class OriginalFolder:
             MissingFileError, UserError: the one that it names isn't there, or lies elsewhere.
         """
         folder = self.folder / "images" / (split or "") / raw["id"]
+        if not folder.is_dir() and (self.folder / "images" / raw["id"]).is_dir():  # as in M3CoT's export
+            folder = self.folder / "images" / raw["id"]
         found = {}
         if folder.is_dir():
             for path in folder.iterdir():

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmcot.training.common import UserError
-from mmcot.training.data.records import is_absent, shown
+from mmcot.training.data.records import check_text, is_absent, shown
 
 MADE = ("train", "val", "test")  # 80, 10 and 10 %
 MIN_CONTENTS = 3
@@ -25,7 +25,7 @@ def split_name(value: Any) -> str | None:
         return None
     if not isinstance(value, str):
         raise UserError(f"'split' must be a text, as 'train', but is {shown(value)}")
-    name = value.strip()
+    name = check_text("split", value).strip()
     known = _OTHER_NAMES.get(name.lower(), name.lower())
     return known if known in MADE else name
 
