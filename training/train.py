@@ -214,18 +214,18 @@ def run_recipe(recipe: Recipe) -> dict[str, dict[str, Any]]:
 def score(run: Run, split: str, answers: Path) -> dict[str, Any]:
     """Scores of a split's predictions, as `mmcot evaluate` gives them, also written to `results_<split>.json`."""
     from mmcot.training.common import write_json
+    from mmcot.training.evaluation.protocol import protocol_of, rationale_format_of, told
     from mmcot.training.evaluation.reading import read_predictions
     from mmcot.training.evaluation.scoring import evaluate_predictions
 
-    facts = read_header(answers)
     problems = {problem["id"]: problem for problem in run.problems[split].remove_columns(["images"])}
     result = evaluate_predictions(
         problems,
         read_predictions(answers),
-        protocol=facts["protocol"],
-        rationale_format=facts["rationale_format"],
+        protocol=protocol_of(answers),
+        rationale_format=rationale_format_of(answers),
     )
-    result["answers"] = facts["mode"]
+    result.update(told(answers))
     if run.state.is_main_process:
         write_json(run.folder / f"results_{split}.json", result)
     return result

@@ -33,18 +33,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="ScienceQA folder or problems.json, a JSON object {id: problem}, JSON Lines, or any other problem source",
     )
     parser.add_argument("--split", help="split that was predicted (default: the one whose ids the predictions have)")
+    parser.add_argument(
+        "--partial",
+        action="store_true",
+        help="score what is predicted; leave out questions without a prediction",
+    )
     parser.add_argument("--json", metavar="OUT", help="write the result here")
     parser.add_argument(
         "--protocol",
         choices=("generated", "teacher_forced"),
-        default="generated",
-        help="how the rationales came about; a label on every number (default: generated)",
+        help="how the rationales came about, for files that don't say it; a label on every number",
     )
     parser.add_argument(
         "--rationale-format",
-        default="QCM-E",
         metavar="FORMAT",
-        help="prompt format whose target is the reference of problems without a `rationale` (default: QCM-E)",
+        help="prompt format whose target is the reference rationale (default: the file's, else QCM-E)",
     )
     parser.add_argument(
         "--unparsable",
@@ -62,32 +65,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score or compare, print the table, write the JSON file."""
-    from mmcot.training.common import write_json
+    from mmcot.training.common import UserError, write_json
     from mmcot.training.evaluation.comparison import compare
+    from mmcot.training.evaluation.protocol import protocol_of, rationale_format_of, told
     from mmcot.training.evaluation.reading import match, read_predictions, read_problems
     from mmcot.training.evaluation.scoring import evaluate_predictions
     from mmcot.training.evaluation.tables import format_comparison, format_table
 
     problems, splits = read_problems(args.problems, args.split)
     if args.compare:
+        protocols = {file: protocol_of(file, args.protocol) for file in args.compare}
+        if len(set(protocols.values())) > 1:
+            said = ", ".join(f"{file}: {protocol}" for file, protocol in protocols.items())
+            raise UserError(f"numbers of two protocols are not compared ({said}); see docs/protocols.md")
         answers = []
         for file in args.compare:
-            chosen, predictions = match(problems, splits, read_predictions(file), args.split)
+            chosen, predictions = match(problems, splits, read_predictions(file), args.split, args.partial)
             answers.append(predictions)
-        result = compare(chosen, *answers, protocol=args.protocol)
+        result = compare(chosen, *answers, protocol=protocols[args.compare[0]])
         print(format_comparison(result, *args.compare))
     else:
-        chosen, predictions = match(problems, splits, read_predictions(args.predictions), args.split)
+        predictions = read_predictions(args.predictions)
+        chosen, predictions = match(problems, splits, predictions, args.split, args.partial)
         result = evaluate_predictions(
             chosen,
             predictions,
-            protocol=args.protocol,
-            rationale_format=args.rationale_format,
+            protocol=protocol_of(args.predictions, args.protocol),
+            rationale_format=rationale_format_of(args.predictions, args.rationale_format),
             unparsable=args.unparsable,
             seed=args.seed,
             similarity_model=args.similarity_model,
         )
+        result.update(told(args.predictions))
         print(format_table({Path(args.predictions).stem: result}))
+        if args.partial:
+            everything = len(splits.get(args.split, problems)) if args.split else len(problems)
+            print(f"partial: {len(chosen)} of {everything} questions")
     if args.json:
         write_json(args.json, result)
     return 0

@@ -4,6 +4,8 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+from mmcot.training.common import UserError
+
 # The columns of the paper's tables 3 and 4, in their order.
 COLUMNS = ("NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12", "Avg")
 SUBJECTS = {"NAT": "natural science", "SOC": "social science", "LAN": "language science"}
@@ -78,9 +80,9 @@ def accuracy_table(problems: Iterable[Mapping], correct: Sequence[bool]) -> dict
     """
     problems = list(problems)
     if len(problems) != len(correct):
-        raise ValueError(f"{len(problems)} problems but {len(correct)} judged answers")
+        raise UserError(f"{len(problems)} problems but {len(correct)} judged answers")
     if not problems:
-        raise ValueError("accuracy of no problems is not defined")
+        raise UserError("accuracy of no problems is not defined")
     table: dict[str, dict] = {"accuracy": {}, "n": {}, "ci95": {}}
     for column, flags in column_members(problems).items():
         judged = [bool(right) for right, member in zip(correct, flags, strict=True) if member]
@@ -90,12 +92,12 @@ def accuracy_table(problems: Iterable[Mapping], correct: Sequence[bool]) -> dict
     return table
 
 
-def wilson_interval(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (JASA 22, 1927), 95 % by default; it never leaves [0, 1]."""
-    p = successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+def wilson_interval(successes: int, n: int) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (JASA 22, 1927), 95 %; it never leaves [0, 1]."""
+    from scipy.stats import binomtest
+
+    low, high = binomtest(successes, n).proportion_ci(0.95, method="wilson")
+    return float(low), float(high)
 
 
 def mcnemar_exact(only_a: int, only_b: int) -> float:
@@ -105,18 +107,16 @@ def mcnemar_exact(only_a: int, only_b: int) -> float:
         only_a, only_b: the discordant pairs: questions that only A, or only B, answered correctly. Under the null
             hypothesis either kind is equally likely, so the smaller count is binomial(only_a + only_b, 1/2).
     """
-    n = only_a + only_b
-    tail = sum(math.comb(n, k) for k in range(min(only_a, only_b) + 1))
-    return min(1.0, 2 * tail / 2**n)
+    from scipy.stats import binomtest
+
+    return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
 def paired_difference_interval(only_a: int, only_b: int, n: int, z: float = Z95) -> tuple[float, float]:
     """Interval of the difference B - A of two paired proportions: Wald's with half a pair added to each of the four
-    cells (Agresti and Min, Statistics in Medicine 24, 2005), which holds its level for few discordant pairs too."""
+    cells (Agresti and Min, Statistics in Medicine 24, 2005), which holds its level for few discordant pairs too, and
+    which neither scipy nor statsmodels has."""
     a, b, total = only_a + 0.5, only_b + 0.5, n + 2
     difference = (b - a) / total
     half = z * math.sqrt(a + b - (b - a) ** 2 / total) / total
     return max(-1.0, difference - half), min(1.0, difference + half)
-
-
-# ---- longest common subsequence ------------------------------------------------------------------------------------

@@ -4,13 +4,15 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from mmcot.training.common import UserError
+
 
 def num_choices_of(problem: Mapping) -> int:
     if problem.get("num_choices") is not None:
         return int(problem["num_choices"])
     if problem.get("choices"):
         return len(problem["choices"])
-    raise ValueError(f"problem {problem.get('id', '')} has neither `choices` nor `num_choices`")
+    raise UserError(f"problem {problem.get('id', '')} has neither `choices` nor `num_choices`")
 
 
 def answer_index(answer: Any, problem: Mapping) -> int | None:
@@ -29,18 +31,18 @@ def answer_index(answer: Any, problem: Mapping) -> int | None:
         else:
             return parse_answer(text, num_choices)
     if isinstance(answer, bool) or not isinstance(answer, int):
-        raise ValueError(f"the answer {answer!r} is neither an index nor a text")
+        raise UserError(f"the answer {answer!r} is neither an index nor a text")
     return answer if 0 <= answer < num_choices else None
 
 
 def judged_answer(id_: str, problem: Mapping, prediction: Any) -> int | None:
     if isinstance(problem.get("answer"), bool) or not isinstance(problem.get("answer"), int):
-        raise ValueError(f"problem {id_} has no `answer` (the index of the right choice)")
+        raise UserError(f"problem {id_} has no `answer` (the index of the right choice)")
     if isinstance(prediction, Mapping):
         if "answer" not in prediction:
-            raise ValueError(f"prediction {id_} has no `answer`")
+            raise UserError(f"prediction {id_} has no `answer`")
         prediction = prediction["answer"]
     try:
         return answer_index(prediction, problem)
     except ValueError as error:
-        raise ValueError(f"prediction {id_}: {error}") from None
+        raise UserError(f"prediction {id_}: {error}") from None

@@ -4,9 +4,8 @@ The `_original` variant and BLEU agree with what the paper's code computes (amaz
 where that code raises, a value is defined here and the docstring says which.
 """
 
-import math
 import re
-from collections import Counter
+import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -25,11 +24,6 @@ def _lcs_rows(x: Sequence[str], y: Sequence[str]) -> list[int]:
         row, hits = rows[-1], positions.get(word, 0)
         rows.append(((row + (row & hits)) | (row & ~hits)) & full)
     return rows
-
-
-def lcs_length(x: Sequence[str], y: Sequence[str]) -> int:
-    """Length of the longest common subsequence of two word lists."""
-    return len(y) - _lcs_rows(x, y)[-1].bit_count()
 
 
 @lru_cache(maxsize=65536)  # lectures repeat: whole sentence pairs come back thousands of times
@@ -65,17 +59,22 @@ def _stemming_tokenizer():
     return lambda text: tokenize.tokenize(text, Stemmer)
 
 
+@lru_cache(maxsize=1)
+def _rouge_scorer():
+    from rouge_score.rouge_scorer import RougeScorer
+
+    class Tokenizer:
+        tokenize = staticmethod(_stemming_tokenizer())
+
+    return RougeScorer(["rougeL"], tokenizer=Tokenizer())
+
+
 def rouge_l(prediction: str, reference: str) -> float:
-    """ROUGE-L F1 as `rouge_score` computes it with stemming: lower case, letters and digits only, one sequence.
+    """ROUGE-L F1 of `rouge_score` with stemming: lower case, letters and digits only, one sequence.
 
     This is the metric that the original reports while training its rationale stage, and the standard one.
     """
-    tokenize = _stemming_tokenizer()
-    predicted, expected = tokenize(prediction), tokenize(reference)
-    if not predicted or not expected:
-        return 0.0
-    precision, recall = (lcs_length(expected, predicted) / len(words) for words in (predicted, expected))
-    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+    return _rouge_scorer().score(reference, prediction)["rougeL"].fmeasure
 
 
 def rouge_l_original(prediction: str, reference: str) -> float:
@@ -105,19 +104,14 @@ def bleu_tokens(text: str) -> list[str]:
 
 
 def bleu(prediction: str, reference: str, max_order: int) -> float:
-    """Unsmoothed BLEU (Papineni et al., 2002) of one pair, uniform over orders 1 to `max_order`, by the original's
-    tokenisation. Equals NLTK's `sentence_bleu`, save that an order without a match gives 0 rather than 1e-77."""
+    """Unsmoothed BLEU (Papineni et al., 2002) of one pair by NLTK, uniform over orders 1 to `max_order`, by the
+    original's tokenisation."""
+    from nltk.translate.bleu_score import sentence_bleu
+
     hypothesis, expected = bleu_tokens(prediction), bleu_tokens(reference.strip())
-    logs = 0.0
-    for order in range(1, max_order + 1):
-        found, wanted = (
-            Counter(zip(*(tokens[k:] for k in range(order)), strict=False)) for tokens in (hypothesis, expected)
-        )
-        matches = (found & wanted).total()
-        if not matches:
-            return 0.0
-        logs += math.log(matches / found.total()) / max_order
-    return math.exp(min(0.0, 1 - len(expected) / len(hypothesis)) + logs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an order without a match gives about 0, as wanted
+        return float(sentence_bleu([expected], hypothesis, weights=(1 / max_order,) * max_order))
 
 
 def rationale_scores(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mmcot.training.common import MissingFileError, UserError
 from mmcot.training.evaluation.answers import answer_index
 from mmcot.training.evaluation.predictions import read_header
 
@@ -33,7 +34,7 @@ def read_problems(source: str | Path, split: str | None = None) -> tuple[dict[st
     problems = by_id(content, path)
     for id_, problem in problems.items():
         if not isinstance(problem, dict):
-            raise ValueError(f"{path}: problem {id_} is not an object with its fields")
+            raise UserError(f"{path}: problem {id_} is not an object with its fields")
     splits: dict[str, list[str]] = {}
     if path.name == "problems.json" and path.with_name("pid_splits.json").is_file():
         for name, ids in _read_json(path.with_name("pid_splits.json")).items():
@@ -55,11 +56,35 @@ def read_predictions(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no predictions file {path}")
+        raise MissingFileError(f"there is no predictions file {path}")
     content = _read_json(path)
     if read_header(path):  # the first record says how the others came about
         content = content[1:]
-    return content if is_original_output(content) else by_id(content, path)
+    if is_original_output(content):
+        return content
+    predictions = by_id(content, path)
+    for id_, prediction in predictions.items():
+        _check_texts(f"{path}: prediction {id_}", prediction)
+    return predictions
+
+
+def _check_texts(where: str, prediction: Any) -> None:
+    """Refuses a rationale that is no text, and a text that can't be written as UTF-8 (half a character)."""
+    fields = prediction if isinstance(prediction, Mapping) else {"answer": prediction}
+    generated = fields.get("generated")
+    if generated is not None and not isinstance(generated, Mapping | str):
+        raise UserError(f"{where}: 'generated' must be an object or a text, but is {generated!r:.80}")
+    inner = generated if isinstance(generated, Mapping) else {}
+    for name, text in (("rationale", fields.get("rationale")), ("generated.rationale", inner.get("rationale"))):
+        if text is not None and not isinstance(text, str):
+            raise UserError(f"{where}: {name!r} must be a text, but is {text!r:.80}")
+    for name in ("answer", "rationale"):
+        text = fields.get(name)
+        if isinstance(text, str) and not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise UserError(f"{where}: {name!r} holds half a character (a lone surrogate): {text!a:.80}") from None
 
 
 def _read_json(path: Path) -> Any:
@@ -69,7 +94,7 @@ def _read_json(path: Path) -> Any:
         content = dict(pairs)
         if len(content) < len(pairs):
             keys = [key for key, _ in pairs]
-            raise ValueError(f"{path}: key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice")
+            raise UserError(f"{path}: key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice")
         return content
 
     text = path.read_text(encoding="utf-8-sig")
@@ -78,13 +103,13 @@ def _read_json(path: Path) -> Any:
             return json.loads(text, object_pairs_hook=unique)
         except json.JSONDecodeError as error:
             if error.msg != "Extra data":  # one value after the other: JSON Lines by another name
-                raise ValueError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from None
+                raise UserError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from None
     records = []
     for number, line in enumerate(text.split("\n"), start=1):
         try:
             records += [json.loads(line, object_pairs_hook=unique)] if line.strip() else []
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: not valid JSON ({error.msg})") from None
+            raise UserError(f"{path}, line {number}: not valid JSON ({error.msg})") from None
     return records
 
 
@@ -95,13 +120,13 @@ def by_id(content: Any, origin: Any = "the records given") -> dict[str, Any]:
     if isinstance(content, Mapping):
         return {str(id_): record for id_, record in content.items()}
     if isinstance(content, (str, bytes)) or not isinstance(content, Iterable):
-        raise ValueError(f"{origin}: expected an object {{id: …}} or records with an `id`")
+        raise UserError(f"{origin}: expected an object {{id: …}} or records with an `id`")
     records: dict[str, Any] = {}
     for number, record in enumerate(content, start=1):
         if not isinstance(record, Mapping) or record.get("id") is None:
-            raise ValueError(f"{origin}: record {number} has no `id`")
+            raise UserError(f"{origin}: record {number} has no `id`")
         if str(record["id"]) in records:
-            raise ValueError(f"{origin}: id {record['id']} occurs twice")
+            raise UserError(f"{origin}: id {record['id']} occurs twice")
         records[str(record["id"])] = dict(record)
     return records
 
@@ -111,6 +136,7 @@ def match(
     splits: Mapping[str, list[str]],
     predictions: Mapping[str, Any],
     split: str | None = None,
+    partial: bool = False,
 ) -> tuple[dict[str, Mapping], dict[str, Any]]:
     """The problems of one split and their predictions, joined by id, none left over on either side.
 
@@ -120,25 +146,34 @@ def match(
             the split's own order, and only if its labels are the problems' answers there.
         split: the split that was predicted; by default the one whose problems the predictions are, or all problems.
             Problems that name no splits are taken whole.
+        partial: problems without a prediction are left out; predictions of no problem are refused all the same.
 
     Raises:
-        ValueError: ids are missing on a side, or there is no such split.
+        UserError: ids are missing on a side, or there is no such split.
     """
     if split is not None and splits and not splits.get(split):
-        raise ValueError(f"the problems have no split {split!r}; there is {', '.join(splits)}")
+        raise UserError(f"the problems have no split {split!r}; there is {', '.join(splits)}")
     candidates = {name: {id_: problems[id_] for id_ in ids} for name, ids in splits.items()}
     everything = dict(problems)
     if split is not None:
         candidates = {split: candidates.get(split, everything)}
     else:
         candidates = {"test": everything, **candidates, "": everything}  # "test" is the split to name in a complaint
+    if partial and not is_original_output(predictions):
+        known = everything if split is None else candidates[split]
+        chosen = {id_: problem for id_, problem in known.items() if id_ in predictions}
+        check_same_ids(chosen, predictions)
+        if not chosen:
+            raise UserError("none of the problems has a prediction")
+        return chosen, dict(predictions)
     if is_original_output(predictions):
         return _join_by_position(candidates, predictions)
     for candidate in candidates.values():
         if candidate.keys() == predictions.keys():
             return candidate, dict(predictions)
     expected = next(iter(candidates.values()))
-    check_same_ids(expected, predictions, hint="" if split or not splits else "; name the split with --split")
+    hint = "" if split or not splits else "; name the split with --split"
+    check_same_ids(expected, predictions, hint=f"{hint}; --partial scores what there is")
     return expected, dict(predictions)
 
 
@@ -149,9 +184,9 @@ def is_original_output(content: Any) -> bool:
 def _join_by_position(candidates: Mapping[str, Mapping], output: Mapping) -> tuple[dict[str, Mapping], dict[str, Any]]:
     labels = output["labels"]
     if len(labels) != len(output["preds"]):
-        raise ValueError(f"the predictions file has {len(output['preds'])} preds but {len(labels)} labels")
+        raise UserError(f"the predictions file has {len(output['preds'])} preds but {len(labels)} labels")
     if not any(re.search(r"The answer is \([A-Z]\)", str(label)) for label in labels):
-        raise ValueError("the labels of the predictions file are no answers: this is the output of a rationale stage")
+        raise UserError("the labels of the predictions file are no answers: this is the output of a rationale stage")
     for candidate in candidates.values():
         if len(candidate) == len(labels) and all(
             answer_index(label, problem) == problem.get("answer")
@@ -159,7 +194,7 @@ def _join_by_position(candidates: Mapping[str, Mapping], output: Mapping) -> tup
         ):
             return dict(candidate), dict(zip(candidate, output["preds"], strict=True))
     sizes = ", ".join(f"{name or 'all'}: {len(problems)}" for name, problems in candidates.items())
-    raise ValueError(
+    raise UserError(
         f"the predictions file has no ids, and its {len(labels)} labels are not the answers of any split in order "
         f"({sizes}); "
         "its pid_splits.json is needed beside the problems"
@@ -175,6 +210,6 @@ def check_same_ids(problems: Mapping[str, Any], predictions: Mapping[str, Any], 
         if ids
     ]
     if complaints:
-        raise ValueError(
+        raise UserError(
             f"{len(predictions)} predictions do not match {len(problems)} problems: {'; '.join(complaints)}{hint}"
         )

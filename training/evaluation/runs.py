@@ -7,6 +7,7 @@ from typing import Any
 from mmcot.training.common import UserError
 from mmcot.training.evaluation.comparison import compare
 from mmcot.training.evaluation.predictions import read_header
+from mmcot.training.evaluation.protocol import protocol_of, rationale_format_of
 from mmcot.training.evaluation.reading import match, read_predictions, read_problems
 from mmcot.training.evaluation.scoring import evaluate_predictions
 
@@ -36,11 +37,9 @@ def compare_runs(source: str | Path, runs: Mapping[str, str | Path], split: str 
     chosen, found, results = None, {}, {}
     for name, path in runs.items():
         facts = read_header(path)
-        if not facts.get("protocol"):
-            raise UserError(f"{path}: doesn't say its protocol; write it with `mmcot predict` or `mmcot reason`")
         chosen, found[name] = match(problems, splits, read_predictions(path), split)
         result = evaluate_predictions(
-            chosen, found[name], protocol=facts["protocol"], rationale_format=facts.get("rationale_format")
+            chosen, found[name], protocol=protocol_of(path), rationale_format=rationale_format_of(path)
         )
         results[name] = {**result, "header": facts, "cost": _cost(facts, len(chosen))}
     first, *others = runs

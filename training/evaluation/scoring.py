@@ -4,6 +4,8 @@
     problems, predictions = match(problems, splits, read_predictions("predictions.jsonl"))
     result = evaluate_predictions(problems, predictions)
     print(format_table({"my model": result}))
+from mmcot.training.common import UserError
+
 
 Every result names its protocol: `generated` (rationales decoded freely; the default) or `teacher_forced` (the decoder
 was fed the gold rationale, as for the paper's first tables; see docs/protocols.md).
@@ -14,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mmcot.training.common import UserError
 from mmcot.training.evaluation.accuracy import accuracy_table
 from mmcot.training.evaluation.answers import judged_answer, num_choices_of
 from mmcot.training.evaluation.rationales import rationale_scores
@@ -52,11 +55,11 @@ def evaluate_predictions(
         A missing rationale counts as an empty one if others have theirs.
 
     Raises:
-        ValueError: ids do not match, a record lacks what is needed, or an option is unknown.
+        UserError: ids do not match, a record lacks what is needed, or an option is unknown.
     """
     check_protocol(protocol)
     if unparsable not in ("wrong", "random"):
-        raise ValueError(f"unparsable={unparsable!r} is neither 'wrong' nor 'random'")
+        raise UserError(f"unparsable={unparsable!r} is neither 'wrong' nor 'random'")
     problems, predictions = by_id(problems), by_id(predictions)
     check_same_ids(problems, predictions)
     chosen = {id_: judged_answer(id_, problem, predictions[id_]) for id_, problem in problems.items()}
@@ -78,21 +81,14 @@ def evaluate_predictions(
 
 
 def _score_rationales(problems, predictions, rationale_format, similarity_model) -> tuple[dict[str, float], int]:
-    from mmcot.processing import build_prompt
-
-    written = {
-        id_: prediction.get("rationale") for id_, prediction in predictions.items() if isinstance(prediction, Mapping)
-    }
+    written = {id_: _written(prediction) for id_, prediction in predictions.items()}
     if all(text is None for text in written.values()):
         return {}, 0
     pairs = []
     for id_, problem in problems.items():
-        reference = problem.get("rationale")
-        if reference is None and rationale_format and problem.get("solution") is not None:
-            known = {} if problem.get("choices") else {"choices": [], "answer": None}  # only `num_choices` is given
-            reference = build_prompt({**problem, **known}, rationale_format)[1]
+        reference = _reference(problem, rationale_format)
         if reference is not None:
-            pairs.append((written.get(id_) or "", reference))
+            pairs.append((_like_reference(written[id_] or "", reference), reference))
     if not pairs:
         return {}, 0
     hypotheses, references = zip(*pairs, strict=True)
@@ -104,6 +100,36 @@ def _score_rationales(problems, predictions, rationale_format, similarity_model)
     return {name: 100 * score for name, score in scores.items()}, sum(bool(text.strip()) for text in references)
 
 
+def _written(prediction: Any) -> str | None:
+    """The rationale as the network wrote it; the readable one where that isn't kept."""
+    if not isinstance(prediction, Mapping):
+        return None
+    generated = prediction.get("generated")
+    raw = generated.get("rationale") if isinstance(generated, Mapping) else None
+    return prediction.get("rationale") if raw is None else raw
+
+
+def _reference(problem: Mapping, rationale_format: str | None) -> str | None:
+    """The gold rationale in the form of its training target, or None for a problem without one."""
+    from mmcot.processing import build_prompt
+
+    if problem.get("rationale") is not None:
+        return problem["rationale"]
+    if not rationale_format or problem.get("solution") is None:
+        return None
+    known = {} if problem.get("choices") else {"choices": [], "answer": None}  # only `num_choices` is given
+    target = build_prompt({**problem, **known}, rationale_format)[1]
+    return target if target.removeprefix("Solution:").strip(" .") else None
+
+
+def _like_reference(text: str, reference: str) -> str:
+    """A readable rationale in the form of the reference: a leading "Solution:", lines joined by the two characters \\n
+    that stand for a new line. What a network wrote by itself has that form."""
+    if not text or not reference.startswith("Solution:") or text.startswith("Solution:"):
+        return text
+    return "Solution: " + "\\n".join(text.split("\n"))
+
+
 def check_protocol(protocol: str) -> None:
     if protocol not in PROTOCOLS:
-        raise ValueError(f"protocol {protocol!r} is none of {', '.join(PROTOCOLS)}")
+        raise UserError(f"protocol {protocol!r} is none of {', '.join(PROTOCOLS)}")

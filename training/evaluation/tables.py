@@ -21,6 +21,8 @@ def format_table(results: Mapping[str, Mapping]) -> str:
             cells = (format(values[column], form) if column in values else "" for column in columns)
             lines.append(f"{label:<{width}}" + "".join(f"{cell:>8}" for cell in cells))
         notes = [f"protocol: {result['protocol']}"]
+        if result.get("images") == "blank":
+            notes.append("pictures blanked")
         names = {"rougeL": "ROUGE-L", "rougeL_original": "ROUGE-L (original)", "bleu1": "BLEU-1", "bleu4": "BLEU-4"}
         notes += [f"{names.get(key, key)} {score:.2f}" for key, score in result["rationale"].items()]
         if result["unparsable"]:

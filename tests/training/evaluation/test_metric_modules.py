@@ -1,6 +1,7 @@
 """The metric modules load from their folders and give what the plain functions give."""
 
 import json
+import sys
 
 import evaluate
 import pytest
@@ -92,12 +93,13 @@ def test_embeddings_are_pooled_one_by_one_the_same(sentence_model, flag):
     assert values == pytest.approx((expected * expected.flip(0)).sum(-1).tolist(), abs=1e-5)
 
 
-def test_a_model_of_another_make_is_refused(sentence_model, tmp_path):
+def test_a_model_that_is_not_there_is_said_in_one_line(tmp_path, monkeypatch):
+    from mmcot.training.common import MissingFileError, UserError
     from mmcot.training.evaluation.similarity import embed
 
-    (tmp_path / "modules.json").write_text(json.dumps([{"path": "2_Dense", "type": "sentence_transformers.Dense"}]))
-    with pytest.raises(ValueError, match="Dense"):
+    with pytest.raises(MissingFileError, match="no sentence-transformers model") as error:
+        embed(["a"], tmp_path / "nothing")
+    assert "\n" not in str(error.value)
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(UserError, match="mmcot.similarity"):
         embed(["a"], tmp_path)
-    (sentence_model / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": "lasttoken"}))
-    with pytest.raises(ValueError, match="lasttoken"):
-        embed(["a"], sentence_model)

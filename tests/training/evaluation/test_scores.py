@@ -15,7 +15,7 @@ from mmcot.training.evaluation.accuracy import (
     paired_difference_interval,
     wilson_interval,
 )
-from mmcot.training.evaluation.rationales import bleu, lcs_length, rationale_scores, rouge_l, rouge_l_original
+from mmcot.training.evaluation.rationales import bleu, rationale_scores, rouge_l, rouge_l_original
 
 # (prediction, reference, F of rouge 1.0.1's get_scores(reference, prediction)): computed with the package itself.
 ROUGE_ORIGINAL = [
@@ -76,17 +76,6 @@ def test_long_texts_need_no_recursion():
     prediction, reference = (" ".join(f"w{rng.randrange(300)}" for _ in range(1500)) for _ in range(2))
     assert 0 < rouge_l_original(prediction, reference) < 1
     assert rouge_l_original(prediction, prediction) == pytest.approx(1, abs=1e-6)
-
-
-def test_lcs_length_by_the_textbook():
-    rng = random.Random(2)
-    for _ in range(100):
-        x, y = ("".join(rng.choices("abc", k=rng.randrange(15))) for _ in range(2))
-        table = {(i, j): 0 for i in range(len(x) + 1) for j in range(len(y) + 1)}
-        for i, a in enumerate(x, 1):
-            for j, b in enumerate(y, 1):
-                table[i, j] = table[i - 1, j - 1] + 1 if a == b else max(table[i - 1, j], table[i, j - 1])
-        assert lcs_length(x, y) == table[len(x), len(y)]
 
 
 def test_which_pairs_a_mean_counts():
