@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
     problems, splits = read_problems(args.problems, args.split)
     if args.compare:
-        protocols = {file: protocol_of(file, args.protocol) for file in args.compare}
+        protocols = {file: protocol_of(file, args.protocol, required=False) for file in args.compare}
         if len(set(protocols.values())) > 1:
             said = ", ".join(f"{file}: {protocol}" for file, protocol in protocols.items())
             raise UserError(f"numbers of two protocols are not compared ({said}); see docs/protocols.md")
@@ -86,7 +86,11 @@ def run(args: argparse.Namespace) -> int:
         print(format_comparison(result, *args.compare))
     else:
         predictions = read_predictions(args.predictions)
-        chosen, predictions = match(problems, splits, predictions, args.split, args.partial)
+        try:
+            chosen, predictions = match(problems, splits, predictions, args.split, args.partial)
+        except UserError as error:
+            hint = "; --partial scores what there is" if "without a prediction" in str(error) else ""
+            raise UserError(f"{error}{hint}") from None
         result = evaluate_predictions(
             chosen,
             predictions,

@@ -5,6 +5,7 @@ from typing import Any
 
 from mmcot.training.evaluation.accuracy import column_members, mcnemar_exact, paired_difference_interval
 from mmcot.training.evaluation.answers import judged_answer
+from mmcot.training.evaluation.protocol import NOT_STATED
 from mmcot.training.evaluation.reading import by_id, check_same_ids
 from mmcot.training.evaluation.scoring import check_protocol
 
@@ -23,7 +24,8 @@ def compare(
         the difference, "only_a", "only_b" (questions that only one run got right), "p_value"}}, "protocol", "test" and
         "interval": how p and ci95 were computed}`, with the paper's columns.
     """
-    check_protocol(protocol)
+    if protocol != NOT_STATED:
+        check_protocol(protocol)
     problems = by_id(problems)
     right = []
     for predictions in (by_id(predictions_a), by_id(predictions_b)):

@@ -10,13 +10,21 @@ from mmcot.training.evaluation.predictions import read_header
 DEFAULT_RATIONALE_FORMAT = "QCM-E"  # of files that don't say it: the paper's, for predictions of other programs
 
 
-def protocol_of(path: str | Path, given: str | None = None) -> str:
+NOT_STATED = "not stated"
+
+
+def protocol_of(path: str | Path, given: str | None = None, required: bool = True) -> str:
     """The protocol of a predictions file: its header's, or `given` where it has none.
+
+    Args:
+        required: False gives "not stated" where nobody says it: enough for comparing answers, not for a score.
 
     Raises:
         UserError: nobody says it, or the two contradict each other.
     """
     found = read_header(path).get("protocol")
+    if found is None and given is None and not required:
+        return NOT_STATED
     if found is None and given is None:
         raise UserError(
             f"{path} doesn't say how its rationales came about, and that is worth several points: add --protocol "

@@ -173,7 +173,7 @@ def match(
             return candidate, dict(predictions)
     expected = next(iter(candidates.values()))
     hint = "" if split or not splits else "; name the split with --split"
-    check_same_ids(expected, predictions, hint=f"{hint}; --partial scores what there is")
+    check_same_ids(expected, predictions, hint=hint)
     return expected, dict(predictions)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mmcot.training.common import UserError
+from mmcot.training.evaluation.answers import judged_answer
 from mmcot.training.evaluation.comparison import compare
 from mmcot.training.evaluation.predictions import read_header
 from mmcot.training.evaluation.protocol import protocol_of, rationale_format_of
@@ -77,11 +78,9 @@ def _cost(facts: Mapping[str, Any], questions: int) -> dict[str, float | None]:
 
 def _differing(problems: Mapping[str, Mapping], runs: Mapping[str, Mapping]) -> list[dict[str, Any]]:
     """The questions that the most even shares of the runs get right and wrong, with what each answered."""
-    from mmcot.training.evaluation.answers import answer_index
-
     found = []
     for id_, problem in problems.items():
-        answers = {name: answer_index(predictions[id_], problem) for name, predictions in runs.items()}
+        answers = {name: judged_answer(id_, problem, predictions[id_]) for name, predictions in runs.items()}
         right = sum(answer == problem["answer"] for answer in answers.values())
         split = min(right, len(runs) - right)
         if split:

@@ -174,10 +174,10 @@ def test_reference_rationales():
     result = evaluate_predictions(problems, predictions)
     assert set(result["rationale"]) == {"rougeL", "rougeL_original", "bleu1", "bleu4"}
     assert result["rationale"]["rougeL"] == result["rationale"]["bleu1"] == pytest.approx(100)
-    assert result["rationale_n"] == 4
+    assert result["rationale_n"] == 3  # problem 3 has no gold rationale
     assert evaluate_predictions(problems, predictions, rationale_format=None)["rationale_n"] == 1
     missing = {**predictions, "4": {"answer": 0}}  # counts as empty
-    assert evaluate_predictions(problems, missing)["rationale"]["rougeL"] == pytest.approx(75)
+    assert evaluate_predictions(problems, missing)["rationale"]["rougeL"] == pytest.approx(200 / 3)
     assert evaluate_predictions(problems, dict.fromkeys(PROBLEMS, 0))["rationale"] == {}
     flags_only = {"1": {"num_choices": 3, "answer": 0, "solution": "So it is."}}
     assert evaluate_predictions(flags_only, {"1": predictions["1"]})["rationale"]["rougeL"] == pytest.approx(100)
@@ -292,7 +292,7 @@ def test_table_and_comparison_name_protocol_n_and_interval(folder, tmp_path, cap
     out = tmp_path / "compare.json"
     assert command("--compare", good, bad, "--problems", folder, "--json", out) == 0
     printed = capsys.readouterr().out
-    assert "McNemar" in printed and "protocol: generated" in printed and "good.json" in printed
+    assert "McNemar" in printed and "protocol: not stated" in printed and "good.json" in printed
     average = json.loads(out.read_text())["columns"]["Avg"]
     assert (average["only_a"], average["only_b"], average["difference"], average["p_value"]) == (1, 0, -50, 1)
     assert average["ci95"][0] < -50 < average["ci95"][1]

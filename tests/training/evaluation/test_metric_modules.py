@@ -59,7 +59,12 @@ def sentence_model(tmp_path_factory):
     BertModel(config).save_pretrained(folder)
     modules = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
     (folder / "modules.json").write_text(
-        json.dumps([{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in modules])
+        json.dumps(
+            [
+                {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+                for i, (path, kind) in enumerate(modules)
+            ]
+        )
     )
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 8}))
     (folder / "1_Pooling").mkdir()
