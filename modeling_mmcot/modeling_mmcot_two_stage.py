@@ -15,7 +15,6 @@ from .answers_mmcot import (
     MMCoTOutput,
     check_mode,
     check_vocabulary,
-    encoder_options,
     join_ragged,
     mask_from_padding,
     own_tokens,
@@ -146,20 +145,11 @@ class MMCoTModel(CompleteSaveMixin, PreTrainedModel, GenerationMixin):
     def get_input_embeddings(self):
         return self.rationale.get_input_embeddings()
 
-    def set_input_embeddings(self, value):
-        self.rationale.set_input_embeddings(value)
-
-    def get_output_embeddings(self):
-        return self.rationale.get_output_embeddings()
-
     def resize_token_embeddings(self, *args, **kwargs):
         """As inherited, for both stages."""
         for stage in {id(stage): stage for stage in (self.rationale, self.answer)}.values():
             stage.resize_token_embeddings(*args, **kwargs)
         return self.get_input_embeddings()
-
-    def get_encoder(self, *args, **kwargs):
-        return self.rationale.get_encoder(*args, **kwargs)
 
     def train(self, mode: bool = True):
         super().train(mode)
@@ -212,13 +202,6 @@ class MMCoTModel(CompleteSaveMixin, PreTrainedModel, GenerationMixin):
         images = self._image_inputs(pixel_values, pixel_mask, image_features, image_attention_mask)
         return self.get_stage(stage)(input_ids=input_ids, attention_mask=attention_mask, **images, **kwargs)
 
-    def prepare_generation_config(
-        self, generation_config: GenerationConfig | None = None, **kwargs
-    ) -> tuple[GenerationConfig, dict]:
-        """The options that rationales are written with, and those of `kwargs` that are none; see
-        `answers_mmcot.prepare_generation_config`."""
-        return prepare_generation_config(self, generation_config, **kwargs)
-
     @torch.no_grad()
     def generate(
         self,
@@ -263,35 +246,37 @@ class MMCoTModel(CompleteSaveMixin, PreTrainedModel, GenerationMixin):
                 "`option_prefix_ids` and `option_letter_ids` in the config (`MMCoTModel.from_stages(processor=…)`)"
             )
         images = self._image_inputs(pixel_values, pixel_mask, image_features, image_attention_mask)
-        output = MMCoTOutput(**images)
-        config = None
+        output = MMCoTOutput(image_features=images.get("image_features"))
+        output.image_attention_mask = images.get("image_attention_mask")
+        writer = self.rationale.config
         if rationale_ids is None:
-            config, rest = self.prepare_generation_config(generation_config, **kwargs)
+            writer, rest = prepare_generation_config(self, generation_config, **kwargs)
             if attention_mask is None:
                 attention_mask = mask_from_padding(input_ids, self.rationale.config.pad_token_id)
-            options = {"output_image_attention": output_image_attention, **encoder_options(config)}
-            encoded = self._encode("rationale", input_ids, attention_mask, images, **options)
-            output.rationale_image_attentions = encoded.image_attentions
-            output.rationale_image_gate = encoded.image_gate
-            rationale_ids = self.rationale.generate(
-                input_ids, attention_mask=attention_mask, encoder_outputs=encoded, generation_config=config, **rest
-            )
+            source = {"input_ids": input_ids, "attention_mask": attention_mask, **images}
+            if output_image_attention:
+                encoded = self.rationale.get_encoder()(**source, output_image_attention=True, return_dict=True)
+                output.rationale_image_attentions = encoded.image_attentions
+                output.rationale_image_gate = encoded.image_gate
+            rationale_ids = self.rationale.generate(**source, generation_config=writer, **rest)
             if isinstance(rationale_ids, ModelOutput):  # return_dict_in_generate
                 output.rationale_generation, rationale_ids = rationale_ids, rationale_ids.sequences
         elif kwargs or generation_config is not None:
             names = ", ".join(kwargs) or "generation_config"
-            raise ModelError(f"`rationale_ids` are given, so that nothing is generated with {names}")
+            raise ModelError(f"`rationale_ids` are given: {names} would have no effect")
         output.rationale_ids = rationale_ids
 
-        source, source_mask = self._answer_source(
-            answer_input_ids, answer_attention_mask, rationale_ids, generation_config=config
-        )
-        output.answer_source_ids, output.answer_source_mask = source, source_mask
-        repeats = len(source) // len(answer_input_ids)
+        source_ids, source_mask = self._answer_source(answer_input_ids, answer_attention_mask, rationale_ids, writer)
+        output.answer_source_ids, output.answer_source_mask = source_ids, source_mask
+        repeats = len(source_ids) // len(answer_input_ids)
         images = {name: value.repeat_interleave(repeats, dim=0) for name, value in images.items()}
-        if num_choices is not None:
-            num_choices = num_choices.repeat_interleave(repeats, dim=0)
-        encoded = self._encode("answer", source, source_mask, images, output_image_attention)
+        encoded = self.answer.get_encoder()(
+            input_ids=source_ids,
+            attention_mask=source_mask,
+            **images,
+            output_image_attention=output_image_attention,
+            return_dict=True,
+        )
         output.answer_image_attentions = encoded.image_attentions
         output.answer_image_gate = encoded.image_gate
         output.option_log_probs = score_options(
@@ -300,28 +285,19 @@ class MMCoTModel(CompleteSaveMixin, PreTrainedModel, GenerationMixin):
             source_mask,
             self.config.option_prefix_ids,
             self.config.option_letter_ids,
-            num_choices,
+            None if num_choices is None else num_choices.repeat_interleave(repeats, dim=0),
         )
         if mode == "generate":
             output.answer_ids = self.answer.generate(
-                source, attention_mask=source_mask, encoder_outputs=encoded, max_new_tokens=MAX_ANSWER_TOKENS
+                source_ids, attention_mask=source_mask, encoder_outputs=encoded, max_new_tokens=MAX_ANSWER_TOKENS
             )
         return output
 
-    def _encode(self, stage: str, input_ids, attention_mask, images, output_image_attention: bool = False, **options):
-        return self.get_stage(stage).get_encoder()(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            **images,
-            output_image_attention=output_image_attention,
-            return_dict=True,
-            **options,
-        )
+    def _answer_source(self, prefix_ids, prefix_mask, rationale_ids, writer=None) -> tuple[Tensor, Tensor]:
+        """Joins question, rationale and `Answer:` as ids; what is too long is cut as `MMCoTProcessor` cuts it.
 
-    def _answer_source(
-        self, prefix_ids, prefix_mask, rationale_ids, generation_config: GenerationConfig | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Joins question, rationale and `Answer:` as ids; what is too long is cut as `MMCoTProcessor` cuts it."""
+        `writer`: the configuration that names the rationale's special tokens; default: the rationale stage's.
+        """
         config = self.config.answer_config
         if prefix_mask is None:
             prefix_mask = mask_from_padding(prefix_ids, config.pad_token_id)
@@ -330,7 +306,7 @@ class MMCoTModel(CompleteSaveMixin, PreTrainedModel, GenerationMixin):
             raise ModelError(f"there are {len(rationale_ids)} rationales for {len(prefix_ids)} problems")
         prefix_ids, prefix_mask = (t.repeat_interleave(repeats, dim=0) for t in (prefix_ids, prefix_mask))
         suffix_ids = prefix_ids.new_tensor(self.config.answer_suffix_ids).expand(prefix_ids.shape[0], -1)
-        keep = own_tokens(rationale_ids, self.rationale.config, generation_config)
+        keep = own_tokens(rationale_ids, writer or self.rationale.config)
         limit = config.max_source_length
         if config.source_truncation == "keep_ends":
             keep &= keep.cumsum(1) <= limit - prefix_mask.sum(1, keepdim=True) - suffix_ids.shape[1]
@@ -345,16 +321,17 @@ class MMCoTModel(CompleteSaveMixin, PreTrainedModel, GenerationMixin):
 
 def _check_fit(stages: list[MMCoTForConditionalGeneration], processor) -> None:
     """What two stages and their processor must have in common, before anything is changed."""
-    shared = ("vocab_size", "max_source_length", "source_truncation", "image_feature_size", *SPECIAL_TOKENS)
-    configs = [stage.config for stage in stages]
+    names = ["vocab_size", "max_source_length", "source_truncation", "image_feature_size", *SPECIAL_TOKENS]
     if all(stage.encoder.vision is not None for stage in stages):
-        shared += ("vision_feature",)
-    for name in shared:
+        names.append("vision_feature")
+    configs = [stage.config for stage in stages]
+    for name in names:
         values = [getattr(config, name) for config in configs]
-        if any(value != values[0] for value in values):
-            raise ModelError(f"the stages differ in {name}: {' and '.join(map(str, values))}")
-    backbones = [stage.encoder.vision for stage in stages if stage.encoder.vision is not None]
-    if len(backbones) == 2 and not _equal_weights(*backbones):
+        if values[0] != values[-1]:
+            raise ModelError(f"the stages differ in {name}: {values[0]} and {values[1]}")
+    backbones = [stage.encoder.vision.state_dict() for stage in stages if stage.encoder.vision is not None]
+    one, other = backbones * 2 if len(backbones) == 1 else backbones or ({}, {})
+    if one.keys() != other.keys() or not all(torch.equal(one[name], other[name]) for name in one):
         raise ModelError("the stages read two different vision backbones, and the model holds one for both")
     if processor is not None:
         for name in ("max_source_length", "source_truncation"):
@@ -362,8 +339,3 @@ def _check_fit(stages: list[MMCoTForConditionalGeneration], processor) -> None:
             if ours != other:
                 raise ModelError(f"the stages' {name} is {ours}, the processor's is {other}")
         check_vocabulary(processor, configs[0])
-
-
-def _equal_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
-    weights, others = one.state_dict(), other.state_dict()
-    return weights.keys() == others.keys() and all(torch.equal(weights[name], others[name]) for name in weights)

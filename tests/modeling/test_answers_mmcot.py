@@ -55,15 +55,15 @@ def test_ragged_rows_are_joined_without_gaps():
     assert mask.tolist() == [[1, 1, 1], [1, 1, 0]]
 
 
-def test_own_tokens_are_those_between_start_and_end():
-    config = GenerationConfig(pad_token_id=0, eos_token_id=1, decoder_start_token_id=0)
-    ids = torch.tensor([[0, 7, 8, 1, 0, -100], [0, 7, 5, 9, 1, 5]])
-    assert own_tokens(ids, config).tolist() == [
-        [False, True, True, False, False, False],
-        [False] + [True] * 3 + [False, True],
-    ]
-    other = GenerationConfig(eos_token_id=[1, 5])  # what generate ended with: the rest of the row is padding
-    assert own_tokens(ids, config, other).tolist()[1] == [False, True, False, False, False, False]
+def test_own_tokens_stand_before_the_end_and_are_not_special():
+    ids = torch.tensor([[0, 7, 8, 1, 0, -100], [9, 7, 0, 6, 5, 7]])
+    config = GenerationConfig(pad_token_id=0, eos_token_id=1, decoder_start_token_id=9)
+    expected = [[False, True, True, False, False, False], [False, True, False, True, True, True]]
+    assert own_tokens(ids, config).tolist() == expected
+    config.eos_token_id = [1, 5]  # what follows the end is padding, whatever it is
+    assert own_tokens(ids, config).tolist() == [expected[0], [False, True, False, True, False, False]]
+    config.eos_token_id = config.pad_token_id = None
+    assert own_tokens(ids, config).tolist()[0] == [True] * 5 + [False]
 
 
 # ---- options ----
@@ -72,13 +72,13 @@ def test_own_tokens_are_those_between_start_and_end():
 def test_options_are_merged_as_transformers_merges_them(model):
     """The call's, then the configuration's that is passed, then the model's own."""
     model.generation_config.num_beams, model.generation_config.no_repeat_ngram_size = 3, 2
-    config, rest = model.prepare_generation_config(GenerationConfig(num_beams=2, top_k=7), num_beams=4, streamer="s")
+    config, rest = prepare_generation_config(model, GenerationConfig(num_beams=2, top_k=7), num_beams=4, streamer="s")
     assert (config.num_beams, config.top_k, config.no_repeat_ngram_size) == (4, 7, 2) and rest == {"streamer": "s"}
     passed = GenerationConfig(num_beams=2, max_new_tokens=9)
-    assert model.prepare_generation_config(passed)[0].num_beams == 2
-    assert model.prepare_generation_config()[0].num_beams == 3
+    assert prepare_generation_config(model, passed)[0].num_beams == 2
+    assert prepare_generation_config(model)[0].num_beams == 3
     theirs, _ = GenerationMixin._prepare_generation_config(model, passed, length_penalty=0.5)
-    ours, _ = model.prepare_generation_config(passed, length_penalty=0.5)
+    ours, _ = prepare_generation_config(model, passed, length_penalty=0.5)
     ours.update(**theirs._get_default_generation_params(), defaults_only=True)
     ours.max_length = theirs.max_length  # transformers' 20, which max_new_tokens overrides
     assert ours.to_dict() == theirs.to_dict()

@@ -8,6 +8,7 @@ import torch
 from two_stage_models import SIZES, VISION, make_stage
 
 from mmcot import MMCoTConfig, MMCoTForConditionalGeneration, MMCoTModel, MMCoTProcessor
+from mmcot.answers_mmcot import prepare_generation_config
 from mmcot.errors_mmcot import ModelError
 from mmcot.processing import build_prompt, image_processor_for
 from mmcot.training.data.embedded.generate import generate_problems
@@ -340,7 +341,7 @@ def test_special_tokens_are_the_stages(processor, problems):
     stages = [make_stage(processor, seed, decoder_start_token_id=3, eos_token_id=[1, 416]) for seed in (0, 1)]
     stages[0].generation_config.num_beams = 2
     model = MMCoTModel.from_stages(*stages, processor)
-    config, _ = model.prepare_generation_config()
+    config, _ = prepare_generation_config(model)
     assert (config.decoder_start_token_id, config.eos_token_id, config.num_beams) == (3, [1, 416], 2)
     assert model.generate(**processor(problems), max_new_tokens=3).rationale_ids[:, 0].eq(3).all()
 

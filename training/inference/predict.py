@@ -230,13 +230,14 @@ def _results(pipeline, batches: Iterable[list[dict]], batch_size: int, mode: str
 
 def _engine_limit(pipeline, mode: str, generate_kwargs: dict) -> int | None:
     """Tokens that the fast decoder may write for a question, or None if the pipeline has to answer."""
+    from mmcot.answers_mmcot import prepare_generation_config
     from mmcot.training.inference.decoder_weights import is_plain_t5
     from mmcot.training.inference.generation import decoder_limit
 
     model = pipeline.model
     if not pipeline.two_stage or mode != "score" or not is_plain_t5(model.answer):
         return None
-    config, others = model.prepare_generation_config(**generate_kwargs)
+    config, others = prepare_generation_config(model, **generate_kwargs)
     return decoder_limit(model.rationale, config, others)
 
 
