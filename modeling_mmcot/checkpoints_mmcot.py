@@ -6,6 +6,7 @@ The original keeps its fusion at the top level (`image_dense.*`, the paper's fir
 They are starting points of a training: this file stays with the installed package and goes into no Hub repository.
 """
 
+import contextlib
 import copy
 import dataclasses
 import pickle
@@ -13,7 +14,7 @@ import re
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import GenerationConfig, PreTrainedConfig
 from transformers.utils import WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
 from .errors_mmcot import ModelError, ModelFileError
@@ -86,17 +87,15 @@ def read_pickled_weights(source, **hub) -> dict[str, Tensor]:
 
 
 def adapt_checkpoint(config_class, source, saved_config: dict, weights: dict[str, Tensor], config, kwargs: dict):
-    """What to load in place of a checkpoint that may be a T5's or the original's.
+    """The configuration with which a checkpoint loads that may be a T5's or the original's.
 
     Args:
         config_class: of the model that is to be made.
         source: the checkpoint's name, for messages.
         saved_config, weights: what its config.json and safetensors files hold.
         config: the one that the caller gave, or None.
-        kwargs: the caller's further arguments; fields of the configuration are taken out of them.
-
-    Returns:
-        Configuration and converted weights; None for what is right as it is.
+        kwargs: the caller's further arguments. Fields of the configuration are taken out of them; the original's
+            converted weights take the place of those that say which files to read.
 
     Raises:
         ModelError: not a T5; a fusion that is incomplete, of another width, or announced and not there.
@@ -106,7 +105,7 @@ def adapt_checkpoint(config_class, source, saved_config: dict, weights: dict[str
     model_type = saved_config.get("model_type")
     original = any(is_original_key(key) for key in weights)
     if model_type == config_class.model_type and not original:
-        return config, None
+        return config
     if model_type not in (*T5_TYPES, config_class.model_type):
         raise ModelError(f"{source} is a {model_type} model: choose a T5 checkpoint, or one of this package")
     if weights and not original and any("Multimodal" in name for name in saved_config.get("architectures") or ()):
@@ -124,11 +123,20 @@ def adapt_checkpoint(config_class, source, saved_config: dict, weights: dict[str
         config = copy.deepcopy(config)
     else:
         config = config_class.from_pretrained(config)
-    if not original:
-        return config, None
+    if original:
+        state_dict = convert_original_state_dict(weights)
+        _fit_fusion(config, state_dict, source)
+        for name in (*HUB_ARGUMENTS, "use_safetensors", "variant"):
+            kwargs.pop(name, None)
+        kwargs["state_dict"] = state_dict
+        with contextlib.suppress(OSError):  # such folders rarely have one
+            kwargs.setdefault("generation_config", GenerationConfig.from_pretrained(source, **hub))
+    return config
 
-    weights = convert_original_state_dict(weights)
-    size = weights["encoder.fusion.image_proj.weight"].shape[1]
+
+def _fit_fusion(config, state_dict: dict[str, Tensor], source) -> None:
+    """Sets the image width that only an original checkpoint's weights tell."""
+    size = state_dict["encoder.fusion.image_proj.weight"].shape[1]
     if config.image_feature_size not in (None, size):
         raise ModelError(
             f"{source} takes image features of width {size}, not image_feature_size={config.image_feature_size}"
@@ -136,7 +144,6 @@ def adapt_checkpoint(config_class, source, saved_config: dict, weights: dict[str
     if config.fusion_num_heads != 1 or config.fusion_gate != "sigmoid":
         raise ModelError("the original's fusion has one head and a sigmoid gate")
     config.image_feature_size = size
-    return config, weights
 
 
 __all__ = ["adapt_checkpoint", "convert_original_state_dict", "is_original_key"]

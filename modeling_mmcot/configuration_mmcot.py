@@ -35,15 +35,12 @@ class MMCoTConfig(T5Config):
     A T5, FLAN-T5 or UnifiedQA `config.json` is a valid one: it gives the text-only network.
 
     Args:
-        vision_config: the vision backbone inside the model, anything that `AutoModel` builds. Default: none, image
-            features come from outside.
-        vision_feature: the backbone's output that is used, `"last_hidden_state"` (patches) or `"pooler_output"` (one
-            vector).
-        image_feature_size: width of one image feature. With neither this nor a `vision_config` there is no fusion.
-            With a `vision_config` alone the model fills it in.
+        vision_config: the backbone inside the model, anything that `AutoModel` builds; without it image features come
+            from outside.
+        vision_feature: the backbone's output to use: `"last_hidden_state"` (patches), `"pooler_output"` (one vector).
+        image_feature_size: width of an image feature; the backbone's by default. Without either there is no fusion.
         fusion_num_heads: heads of the attention over patches (the paper's: 1).
-        fusion_gate: `"sigmoid"`, the paper's mix of text and image (arXiv 2302.00923, section 4.2), or `"none"`,
-            their sum.
+        fusion_gate: `"sigmoid"`, the mix of text and image of arXiv 2302.00923, section 4.2, or `"none"`, their sum.
         freeze_vision: the backbone is not trained and stays in evaluation mode.
         stage: what the weights were trained for, `"rationale"` or `"answer"`, if known.
         prompt_format: the prompt format they were trained for, such as `"QCM-E"`.
@@ -83,9 +80,6 @@ class MMCoTConfig(T5Config):
         super().__post_init__(**kwargs)
         if tie_word_embeddings is not None:
             self.tie_word_embeddings = tie_word_embeddings
-        self._check()
-
-    def _check(self):
         for name, allowed in (("vision_feature", VISION_FEATURES), ("fusion_gate", FUSION_GATES), ("stage", STAGES)):
             if getattr(self, name) not in allowed:
                 raise ModelError(f"{name} is {getattr(self, name)!r}, not one of {allowed}")
@@ -106,10 +100,7 @@ class MMCoTTwoStageConfig(PreTrainedConfig):
     Args:
         rationale_config: the stage that writes the rationale. It holds no `vision_config` of its own.
         answer_config: the stage that answers; the rationale stage's with `share_stages`.
-        vision_config: the vision backbone, anything that `AutoModel` builds. Default: none, features come from
-            outside.
-        vision_feature: `"last_hidden_state"` or `"pooler_output"`.
-        freeze_vision: the backbone is not trained and stays in evaluation mode.
+        vision_config, vision_feature, freeze_vision: the backbone, as in `MMCoTConfig`.
         share_stages: one set of weights serves as both stages.
         answer_suffix_ids: token ids that close the answer stage's source (`Answer:` and the end of the sequence).
         option_prefix_ids: token ids that the answer starts with, up to its letter.

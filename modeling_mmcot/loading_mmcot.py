@@ -8,11 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers.utils import (
-    SAFE_WEIGHTS_INDEX_NAME,
-    SAFE_WEIGHTS_NAME,
-    cached_file,
-)
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from .errors_mmcot import ModelError, ModelFileError
 
@@ -65,7 +61,8 @@ def weight_files(source, names: tuple[str, ...], hub: dict) -> list[str]:
 
 def what_is_wrong(path: str) -> str:
     """Why a file can't be read, by its first bytes."""
-    start = Path(path).read_bytes()[:64].lstrip()
+    with open(path, "rb") as file:
+        start = file.read(64).lstrip()
     if start.startswith(b"version https://git-lfs"):
         return "is a Git LFS pointer, not the file itself (`git lfs pull` fetches it)"
     return "is a web page, not the file itself" if start.startswith(b"<") else "is damaged or incomplete"
@@ -80,11 +77,13 @@ def check_loaded(source, model, info: dict, saved_config: dict, ignore_mismatche
     Raises:
         ModelError: weights are missing, too many, of other shapes, or not finite; they are named.
     """
-    absent, left_out = _absent_parts(saved_config), _absent_parts(model.config.to_dict())
+    fresh, left_out = _absent_parts(saved_config), _absent_parts(model.config.to_dict())
     shapes = [] if ignore_mismatched_sizes else info["mismatched_keys"]
     faults = {
-        "lacks": [name for name in info["missing_keys"] if not _belongs(name, absent)],
-        "holds, without a place for them,": [name for name in info["unexpected_keys"] if not _belongs(name, left_out)],
+        "lacks": [name for name in info["missing_keys"] if fresh.isdisjoint(name.split("."))],
+        "holds, without a place for them,": [
+            name for name in info["unexpected_keys"] if left_out.isdisjoint(name.split("."))
+        ],
         "holds, in other shapes than config.json asks for,": [f"{name} {tuple(shape)}" for name, shape, _ in shapes],
         "holds weights that are NaN or infinite:": _not_finite(model),
     }
@@ -94,15 +93,11 @@ def check_loaded(source, model, info: dict, saved_config: dict, ignore_mismatche
             raise ModelError(f"{source} {fault} {', '.join(sorted(names)[:5])}{more}")
 
 
-def _absent_parts(config: dict) -> tuple[str, ...]:
+def _absent_parts(config: dict) -> set[str]:
     if config.get("vision_config") is not None:
-        return ()
+        return set()
     fused = config.get("image_feature_size") is not None or config.get("model_type") == "mmcot_two_stage"
-    return ("vision",) if fused else ("vision", "fusion")
-
-
-def _belongs(name: str, parts: tuple[str, ...]) -> bool:
-    return not set(parts).isdisjoint(name.split("."))
+    return {"vision"} if fused else {"vision", "fusion"}
 
 
 def _not_finite(model) -> list[str]:

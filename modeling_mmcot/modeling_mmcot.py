@@ -199,12 +199,12 @@ class MMCoTForConditionalGeneration(
     def _adapt(cls, source, saved_config, weights, config, kwargs):
         own = saved_config.get("model_type") == cls.config_class.model_type
         if not saved_config or (own and weights and not any("mha_layer." in name for name in weights)):
-            return config, None
+            return config
         try:  # not as a plain import, which would bring the file into every Hub repository
             checkpoints = importlib.import_module(".checkpoints_mmcot", __package__)
         except ModuleNotFoundError as error:
             if own:
-                return config, None
+                return config
             raise ModelError(f"{source} is of another kind: the installed package mmcot can start from it") from error
         return checkpoints.adapt_checkpoint(cls.config_class, source, saved_config, weights, config, kwargs)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from huggingface_hub import HfApi
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 
 from .errors_mmcot import ModelError
@@ -104,16 +104,10 @@ class CompleteSaveMixin:
                 saved_config, _ = PreTrainedConfig.get_config_dict(source, **hub)
             except OSError:  # an adapter's folder, a GGUF file, nothing at all: transformers knows or says it better
                 saved_config = {}
-            config, weights = cls._adapt(source, saved_config, read_weights(source, **hub), config, kwargs)
-            if weights is None:
-                model, info = super().from_pretrained(source, *model_args, config=config, **kwargs)
-            else:
-                about_files = (*HUB_ARGUMENTS, "use_safetensors", "variant")
-                kwargs = {name: value for name, value in kwargs.items() if name not in about_files}
-                model, info = super().from_pretrained(None, *model_args, config=config, state_dict=weights, **kwargs)
-                model.config.name_or_path = str(source)
-                with contextlib.suppress(OSError):  # such folders rarely have one
-                    model.generation_config = GenerationConfig.from_pretrained(source, **hub)
+            config = cls._adapt(source, saved_config, read_weights(source, **hub), config, kwargs)
+            where = None if "state_dict" in kwargs else source
+            model, info = super().from_pretrained(where, *model_args, config=config, **kwargs)
+            model.config.name_or_path = str(source)
             model._after_loading(info)
         check_loaded(source, model, info, saved_config, any_shape)
         if str(saved_config.get("model_type")).startswith("mmcot"):  # a plain T5's card doesn't describe this model
@@ -122,11 +116,11 @@ class CompleteSaveMixin:
 
     @classmethod
     def _adapt(cls, source, saved_config: dict, weights: dict[str, Tensor], config, kwargs: dict):
-        """Configuration and weights to load in place of a checkpoint's own; None for those that are right."""
+        """The configuration to load with; `kwargs` get a `state_dict` if weights go by other names in the files."""
         found, own = saved_config.get("model_type"), cls.config_class.model_type
         if saved_config and found != own:
             raise ModelError(f"{source} is a {found} model: {cls.__name__} loads {own} models")
-        return config, None
+        return config
 
     def _after_loading(self, info: dict) -> None:
         """What is left to do before the weights are looked at; `info` is transformers' loading info."""
