@@ -5,6 +5,7 @@ happens on token ids: T5's tokens never span white space, so that joined ids equ
 """
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ class MMCoTModel(CompleteSaveMixin, PreTrainedModel, GenerationMixin):
         "AutoProcessor": "processing_mmcot.MMCoTProcessor",
     }
 
-    def __init__(self, config: MMCoTTwoStageConfig):
+    def __init__(self, config: Any):
         super().__init__(config)
         self.rationale = MMCoTForConditionalGeneration(config.rationale_config)
         if config.share_stages:
@@ -111,7 +112,7 @@ class MMCoTModel(CompleteSaveMixin, PreTrainedModel, GenerationMixin):
         if len(stages) == 1:
             object.__setattr__(model, "answer", rationale)
         else:
-            model.answer = answer
+            model.answer = stages[1]
         model.processor = processor
         return model.eval()
 
@@ -205,7 +206,7 @@ class MMCoTModel(CompleteSaveMixin, PreTrainedModel, GenerationMixin):
     @torch.no_grad()
     def generate(
         self,
-        input_ids: Tensor | None = None,
+        input_ids: Any = None,
         attention_mask: Tensor | None = None,
         answer_input_ids: Tensor | None = None,
         answer_attention_mask: Tensor | None = None,
@@ -248,7 +249,7 @@ class MMCoTModel(CompleteSaveMixin, PreTrainedModel, GenerationMixin):
         images = self._image_inputs(pixel_values, pixel_mask, image_features, image_attention_mask)
         output = MMCoTOutput(image_features=images.get("image_features"))
         output.image_attention_mask = images.get("image_attention_mask")
-        writer = self.rationale.config
+        writer: Any = self.rationale.config
         if rationale_ids is None:
             writer, rest = prepare_generation_config(self, generation_config, **kwargs)
             if attention_mask is None:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import Pipeline
 
-from .answers_mmcot import MMCoTOutput, check_mode, check_vocabulary
+from .answers_mmcot import check_mode, check_vocabulary
 from .errors_mmcot import ModelError
 
 
@@ -53,16 +53,17 @@ class MMCoTPipeline(Pipeline):
     uncleaned).
     """
 
-    _load_processor = True
-    _load_tokenizer = False
-    _load_image_processor = False
-    _load_feature_extractor = False
+    _load_processor: Any = True
+    _load_tokenizer: Any = False
+    _load_image_processor: Any = False
+    _load_feature_extractor: Any = False
     _pipeline_calls_generate = False
+    processor: Any
+    model: Any
 
     def __init__(self, *args, processor=None, **kwargs):
         super().__init__(*args, processor=processor, **kwargs)
-        if self.processor is None:
-            self.processor = self.model.processor
+        self.processor = self.processor or self.model.processor
         if self.processor is None:
             raise ModelError('the "multimodal-cot" pipeline needs a processor: pass `processor=`')
         if self.model.processor is None:
@@ -79,18 +80,16 @@ class MMCoTPipeline(Pipeline):
             raise ModelError(f"`self_consistency` is a number of rationales, at least 1, not {rationales!r}")
         return {}, options, {}
 
-    def __call__(self, problems: Mapping | Iterable[Mapping], **options: Any) -> dict | list[dict] | Iterator[dict]:
+    def __call__(self, problems: Any, **options: Any) -> dict | list[dict] | Iterator[dict]:
+        """Answers one problem (a dict), many, or a stream of them; see the class for options and results."""
         if isinstance(problems, Mapping):
             splits = [str(name) for name, value in problems.items() if hasattr(value, "column_names")]
             if splits:
                 raise ModelError(f"this is a {type(problems).__name__}: choose a split, one of {', '.join(splits)}")
             return super().__call__(problems, **options)
         sized = hasattr(problems, "__len__") and hasattr(problems, "__getitem__")
-        if (
-            not (sized or isinstance(problems, Iterable))
-            or isinstance(problems, (str, bytes))
-            or hasattr(problems, "iloc")
-        ):
+        text_or_table = isinstance(problems, (str, bytes)) or hasattr(problems, "iloc")
+        if text_or_table or not (sized or isinstance(problems, Iterable)):
             raise ModelError(
                 f"problems are a dict, or a list, data set or stream of dicts, not a {type(problems).__name__} (of a "
                 'pandas table: table.to_dict("records"))'
@@ -145,15 +144,16 @@ class MMCoTPipeline(Pipeline):
         return result[0] if isinstance(result, list) else result
 
 
-def _attention(outputs: MMCoTOutput, source_mask: torch.Tensor, row: int, repeats: int) -> dict:
+def _attention(outputs: Any, source_mask: torch.Tensor, row: int, repeats: int) -> dict:
     """Attention of one result, averaged over heads, padding left out: stage → array (source tokens, patches)."""
     problem = row // repeats
     found = {}
     if outputs.rationale_image_attentions is not None:
         found["rationale"] = (outputs.rationale_image_attentions[problem], source_mask[problem])
     if outputs.answer_image_attentions is not None:
-        own = problem if len(outputs.answer_image_attentions) == len(source_mask) else row  # one stage reads once
-        found["answer"] = (outputs.answer_image_attentions[own], outputs.answer_source_mask[own])
+        attentions, tokens = outputs.answer_image_attentions, outputs.answer_source_mask
+        own = problem if len(attentions) == len(source_mask) else row  # one stage reads once
+        found["answer"] = (attentions[own], tokens[own])
     patches = None if outputs.image_attention_mask is None else outputs.image_attention_mask[problem]
     arrays = {}
     for stage, (attention, tokens) in found.items():
@@ -174,7 +174,7 @@ def _vote(results: list[dict]) -> dict:
     if len(results) == 1:
         return results[0]
 
-    def score(result: dict) -> float:
+    def score(result: Any) -> float:
         return (result["scores"] or {}).get(result["answer"], 0.0)
 
     agreeing: dict[str, list[dict]] = {}
