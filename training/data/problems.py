@@ -36,6 +36,7 @@ def load_problems(
     columns: Mapping[str, str | list[str]] | None = None,
     allow_urls: bool = False,
     allow_outside: bool = False,
+    rationales: str = "first",
 ):
     """Problem records of `source` as a `datasets.Dataset`.
 
@@ -64,7 +65,8 @@ def load_problems(
             - a CSV or TSV file with a head. Choices in one cell are a JSON list or `red | blue`;
             - a parquet file with the columns of derek-thomas/ScienceQA or those above;
             - a folder of such files (of one kind), so also the Hub's ImageFolder: `train/metadata.jsonl` beside its
-              images; or A-OKVQA's `aokvqa_v1p0_*.json` beside COCO's `train2017/`, …;
+              images; A-OKVQA's `aokvqa_v1p0_*.json` beside COCO's `train2017/`, …; M3CoT's `train.jsonl`, … beside
+              `images/`; or AI2D's folder;
             - a Hub data set of such files, as `user/name` or `user/name@revision`. Of several configurations one is
               named: `lmms-lab/ScienceQA:ScienceQA-FULL`; so too for a folder;
             - "embedded", or "embedded:n=2000,seed=1,skills=a+b,val=200": n generated problems of each split but for
@@ -81,6 +83,8 @@ def load_problems(
         columns: our field -> the source's key for it, as {"image": "img"}; choices may be a list of keys.
         allow_urls: reads images from http(s) addresses, each once, into the table.
         allow_outside: reads images from outside of the source's folder.
+        rationales: which count of a question that has several (A-OKVQA): the "first", or "all", each as a record of
+            its own, for training; the second record of question "x" is "x#2".
 
     Raises:
         MissingFileError: no such source, or an image that a problem names isn't there.
@@ -91,6 +95,8 @@ def load_problems(
 
     if image_rule not in IMAGE_RULES:
         raise UserError(f"image_rule is {shown(image_rule)}; it must be one of {', '.join(IMAGE_RULES)}")
+    if rationales not in ("first", "all"):
+        raise UserError(f"rationales is {shown(rationales)}; it must be first or all")
     split = split_name(split)
     path, config = locate(source)
     arguments = {
@@ -103,6 +109,7 @@ def load_problems(
         "columns": check_columns(columns),
         "allow_urls": bool(allow_urls),
         "allow_outside": bool(allow_outside),
+        "rationales": rationales,
         "stamp": source_stamp(path, config),
     }
     notes = _notes_file(arguments)
@@ -177,6 +184,7 @@ def _generate(
     columns: dict[str, Any],
     allow_urls: bool,
     allow_outside: bool,
+    rationales: str,
     notes: str,
     stamp: str,
 ) -> Iterator[dict]:
@@ -186,11 +194,11 @@ def _generate(
     lines = []
 
     found, keys = 0, []
-    reading = Reading(opened, columns, image_rule, require_answer)
-    for own, record, key in reading.records(wanted):
+    reading = Reading(opened, columns, image_rule, require_answer, rationales == "all")
+    for own, records, key in reading.records(wanted):
         if wanted is None or own in wanted:
             found += 1
-            yield record
+            yield from records
         else:  # no record before it names a split: perhaps none does
             keys.append(key)
     reading.raise_faults(source)
@@ -200,10 +208,10 @@ def _generate(
         except UserError as error:
             raise UserError(f"{source}: no record says its split, and there are {error}") from None
         lines.append(f"{name}: no splits in it: {told(made)}")
-        reading = Reading(opened, columns, image_rule, require_answer, made)
-        for _, record, _ in reading.records(wanted):
+        reading = Reading(opened, columns, image_rule, require_answer, rationales == "all", made)
+        for _, records, _ in reading.records(wanted):
             found += 1
-            yield record
+            yield from records
         reading.raise_faults(source)
     if not found:
         raise UserError(_nothing_found(source, split, opened.splits, reading))

@@ -18,7 +18,7 @@ from mmcot.training.data.files import (
 from mmcot.training.data.images import Leave, chosen, given_images, image_references
 from mmcot.training.data.keys import GUESSES, KeyReport, renamed
 from mmcot.training.data.known_layouts import ai2d_rows, implied_image, is_ai2d
-from mmcot.training.data.records import Faults, Row, checked, is_absent, shown
+from mmcot.training.data.records import Faults, Row, checked, is_absent, shown, with_each_solution
 from mmcot.training.data.splits import content_key, split_members, split_name
 
 
@@ -97,8 +97,10 @@ class Reading:
         columns: Mapping[str, Any],
         image_rule: str,
         require_answer: bool,
+        each_rationale: bool = False,
         made: Sequence[str] | None = None,  # splits of the rows of a source that names none
     ):
+        self.each_rationale = each_rationale
         self.opened, self.columns = opened, columns
         self.image_rule, self.require_answer, self.made = image_rule, require_answer, made
         self.faults, self.keys = Faults(), KeyReport(columns)
@@ -109,9 +111,9 @@ class Reading:
         self.rows = self.taken = self.unsplit = self.losing = 0
         self.sharing = _Sharing(opened.files)
 
-    def records(self, wanted: tuple[str, ...] | None) -> Iterator[tuple[str | None, dict, bytes | None]]:
-        """(split, record, content key) of the good rows of the wanted splits, all by default; and, as long as no row
-        names a split, of those without one, whose images aren't looked for."""
+    def records(self, wanted: tuple[str, ...] | None) -> Iterator[tuple[str | None, list[dict], bytes | None]]:
+        """(split, records, content key) of the good rows of the wanted splits, all by default; and, as long as no row
+        names a split, of those without one, whose images aren't looked for. One record a row, or one a rationale."""
         for row in self.opened.rows():
             self.rows += 1
             try:
@@ -125,7 +127,7 @@ class Reading:
                 self.taken += 1
                 yield found
 
-    def _record(self, row: Row, wanted: tuple[str, ...] | None) -> tuple[str | None, dict, bytes | None] | None:
+    def _record(self, row: Row, wanted: tuple[str, ...] | None) -> tuple[str | None, list[dict], bytes | None] | None:
         unknown = self.keys.take(row.values)
         raw = renamed(row.values, self.columns, unknown)
         own = said = split_name(raw["split"]) or row.split or split_of_image(row.values.get("file_name"))
@@ -161,7 +163,8 @@ class Reading:
         if own is None or self.sharing.needed:
             key = content_key(raw, "" if self.opened.files else f"{record['id']}/")
             self.sharing.add(key, own, row.file)
-        return own, record, key
+        records = with_each_solution(record, raw["solution"]) if self.each_rationale else [record]
+        return own, records, key
 
     def raise_faults(self, source: str) -> None:
         """

@@ -154,6 +154,17 @@ def _first_solution(value: Any) -> Any:
     return next((text for text in value if not is_absent(text)), None)
 
 
+def with_each_solution(record: dict[str, Any], value: Any) -> list[dict[str, Any]]:
+    """The record once for each of its solutions; the second one's id ends in #2."""
+    texts = [text for text in value if not is_absent(text)] if isinstance(value, list) else []
+    if len(texts) < 2:
+        return [record]
+    ids = [record["id"], *(f"{record['id']}#{number}" for number in range(2, len(texts) + 1))]
+    return [
+        record | {"id": id_, "solution": check_text("solution", text)} for id_, text in zip(ids, texts, strict=True)
+    ]
+
+
 def answer_index(value: Any, choices: list[str], key: str) -> int | None:
     """The index that an answer means: an index, a letter ("B", "(B)") or an option's text; None where it is withheld.
 
