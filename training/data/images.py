@@ -43,7 +43,8 @@ class Leave(NamedTuple):
         """Whether a file lies, links resolved, below one of the folders."""
         if self.outside:
             return True
-        real = os.path.realpath(path) if path.is_symlink() else os.path.join(_real_folder(str(path.parent)), path.name)
+        link = os.path.islink(path)
+        real = os.path.realpath(path) if link else os.path.join(_real_folder(str(path.parent)), path.name)
         return any(real.startswith(root + os.sep) for root in self.roots)
 
 

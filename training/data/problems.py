@@ -124,7 +124,7 @@ def load_problems(
         raise (error.__cause__ or error) from None
     if notes.exists():  # also where the table was built before
         for line in json.loads(notes.read_text(encoding="utf-8")):
-            _say_once(line)
+            _say_once(path, line)
     return problems
 
 
@@ -154,12 +154,13 @@ def _split_label(split: str | None) -> str:
 
 # -- what is said of a source -----------------------------------------------------------------------------------------
 
-_said: set[str] = set()
+_said: set[tuple[str, str]] = set()
 
 
-def _say_once(line: str) -> None:
-    if line not in _said:
-        _said.add(line)
+def _say_once(source: str, line: str) -> None:
+    """One warning a source and process, though a run loads its splits one by one."""
+    if (source, line) not in _said:
+        _said.add((source, line))
         logger.warning(line)
 
 

@@ -1,6 +1,5 @@
 """Every source gives the same checked records, and loses none."""
 
-import io
 import json
 import subprocess
 import sys
@@ -8,36 +7,12 @@ from pathlib import Path
 
 import datasets
 import pytest
-from PIL import Image
+from record_files import json_lines, picture, problem
 
 from mmcot.training.data.problems import load_problems
 
 COLUMNS = ["id", "question", "choices", "answer", "context", "caption", "images", "has_image", "lecture", "solution"]
 COLUMNS += ["subject", "grade", "topic", "category", "skill", "split"]
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets_cache")
-
-
-def picture(path: Path | None = None, color: str = "red") -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (5, 4), color).save(buffer, "PNG")
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(buffer.getvalue())
-    return buffer.getvalue()
-
-
-def problem(**changes) -> dict:
-    return {"question": "Which?", "choices": ["this", "that"], "answer": 1} | changes
-
-
-def json_lines(path: Path, *records) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return path
 
 
 def original_folder(folder: Path, **changes) -> Path:

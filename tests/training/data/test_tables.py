@@ -1,0 +1,135 @@
+"""CSV, TSV, JSON lists and objects, parquet: the same records from each."""
+
+import csv
+import json
+
+import pandas as pd
+import pytest
+from record_files import json_lines, picture, problem
+
+from mmcot.training.common import UserError
+from mmcot.training.data.problems import load_problems
+
+
+def written(path, text: str):
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'question,choices,answer\nWhich?,"[""this"", ""that""]",1\n',
+        "question,choices,answer\nWhich?,\"['this', 'that']\",B\n",
+        "question,choices,answer\nWhich?,this | that,that\n",
+        "question,options,answer\nWhich?,this|that,1\n",
+        "question;choices;answer\nWhich?;this | that;1\n",
+        "question,choice_a,choice_b,choice_c,answer\nWhich?,this,that,,1\n",
+        "question,A,B,answer\nWhich?,this,that,(B)\n",
+        "question,option1,option2,answer\nWhich?,this,that,B\n",
+        "\ufeffquestion,choices,answer\n\nWhich?,this | that,1\n",
+        'question,hint,choices,answer\nWhich?,"two\nlines",this | that,1\n',
+    ],
+)
+def test_csv_in_every_common_form(tmp_path, text):
+    [record] = load_problems(written(tmp_path / "mine.csv", text))
+    assert (record["question"], record["choices"], record["answer"]) == ("Which?", ["this", "that"], 1)
+    assert record["context"] == ("two\nlines" if "two" in text else "")
+
+
+def test_tsv_and_empty_cells(tmp_path):
+    picture(tmp_path / "a.png")
+    text = "id\tquestion\tchoices\tanswer\timage\tcaption\tsplit\n7\tWhich?\tx | y\t0\ta.png\t\ttrain\n"
+    text += "8\tWhich?\tx | y\t\t\tred\tval\n"
+    first, second = load_problems(written(tmp_path / "mine.tsv", text), require_answer=False)
+    assert first["has_image"] and first["caption"] is None and first["split"] == "train"
+    assert second["answer"] is None and not second["has_image"] and second["caption"] == "red"
+
+
+def test_what_pandas_writes_is_read(tmp_path):
+    frame = pd.DataFrame([problem(hint="h", image=None, id=5), problem(hint=None, id=7), problem(id=6)])
+    frame.to_csv(tmp_path / "mine.csv", index=False)
+    frame.to_json(tmp_path / "mine.jsonl", orient="records", lines=True)
+    frame.to_json(tmp_path / "mine.json", orient="records")
+    frame.to_parquet(tmp_path / "mine.parquet")
+    tables = [load_problems(tmp_path / f"mine.{end}") for end in ("csv", "jsonl", "json", "parquet")]
+    for table in tables[1:]:
+        assert table.to_list() == tables[0].to_list()
+    assert tables[0]["id"][:] == ["5", "7", "6"]
+    assert tables[0]["context"][:] == ["h", "", ""]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("question,choices,answer\nWhich?,red,0\n", "mine.csv: line 2: 'choices' is 'red': write a JSON list"),
+        ("question,choices,answer\nWhich?,[red],0\n", "line 2: 'choices' is '.red.', which is no JSON list"),
+        ("question,choices,answer\nWhich?,red | blue,0,more\n", "line 2: has 4 cells, but the head has 3"),
+        ("question,question,answer\n", "two columns are called 'question'"),
+        ('question,choices,answer\nWhich?,"red | blue,0\n', "not valid CSV"),
+        ("question,choices,answer\n", "has no problems"),
+        ("", "has no problems"),
+    ],
+)
+def test_bad_csv_is_named(tmp_path, text, message):
+    with pytest.raises(UserError, match=message):
+        load_problems(written(tmp_path / "mine.csv", text))
+
+
+def test_csv_that_is_not_utf8(tmp_path):
+    (tmp_path / "mine.csv").write_bytes("question,choices,answer\nWährung?,a | b,0\n".encode("latin-1"))
+    with pytest.raises(UserError, match="mine.csv: not UTF-8 text"):
+        load_problems(tmp_path / "mine.csv")
+
+
+def test_json_lists_and_objects(tmp_path):
+    def ids(content, split=None):
+        (tmp_path / "mine.json").write_text(json.dumps(content))
+        return load_problems(tmp_path / "mine.json", split)["id"][:]
+
+    assert ids([problem(id="a"), problem()]) == ["a", "mine-000001"]
+    assert ids({"x1": problem(), "x2": problem(id="own")}) == ["x1", "own"]
+    assert ids({"data": [problem(), problem()], "version": 1}) == ["mine-000000", "mine-000001"]
+    assert ids({"train": [problem()], "validation": [problem(), problem()]}, "val") == ["val-000000", "val-000001"]
+    assert ids(problem(id="alone")) == ["alone"]
+    (tmp_path / "mine.json").write_text(json.dumps(problem(id=1)) + "\n" + json.dumps(problem(id=2)))
+    assert load_problems(tmp_path / "mine.json")["id"][:] == ["1", "2"]  # JSON Lines by another name
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "3", '"a"', "null", '{"a": 1}', "", "[1", '{"a": {}, "a": {}}'])
+def test_json_that_holds_no_records(tmp_path, content):
+    with pytest.raises(UserError, match="mine.json"):
+        load_problems(written(tmp_path / "mine.json", content))
+
+
+def test_a_json_list_names_its_bad_records(tmp_path):
+    (tmp_path / "mine.json").write_text(json.dumps([problem(), 3, problem(answer=9)]))
+    with pytest.raises(UserError, match="2 bad records: .*mine.json: record 1: expected a JSON .*record 2: 'answ"):
+        load_problems(tmp_path / "mine.json")
+
+
+def test_broken_parquet(tmp_path):
+    good = tmp_path / "good.parquet"
+    pd.DataFrame([problem(text="x" * 1000)] * 50).to_parquet(good)
+    for content in (b"PAR1 and no more", b"", good.read_bytes()[:-20]):
+        (tmp_path / "bad.parquet").write_bytes(content)
+        with pytest.raises(UserError, match="bad.parquet: not a parquet file"):
+            load_problems(tmp_path / "bad.parquet")
+    with pytest.raises(UserError, match="row 0: 'question'"):
+        pd.DataFrame([{"a": 1}]).to_parquet(tmp_path / "bad.parquet")
+        load_problems(tmp_path / "bad.parquet")
+
+
+def test_a_line_cut_inside_a_character_is_named(tmp_path):
+    path = json_lines(tmp_path / "mine.jsonl", problem())
+    path.write_bytes(path.read_bytes() + '{"question": "20 °'.encode()[:-1])
+    with pytest.raises(UserError, match="line 2: not valid JSON"):
+        load_problems(path)
+
+
+def test_files_of_another_kind_are_left_out_with_a_word(tmp_path, caplog):
+    json_lines(tmp_path / "all" / "train.jsonl", problem())
+    with open(tmp_path / "all" / "val.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["question", "choices", "answer"], ["Which?", "a | b", "0"]])
+    assert len(load_problems(tmp_path / "all")) == 1
+    assert "reads *.jsonl; 1 other files are left out (*.csv)" in caplog.text
