@@ -1,5 +1,7 @@
 """The page that asks a model in the browser."""
 
+from mmcot.training.common import UserError
+
 
 def ask(pipeline, picture, question: str, options: str, context: str) -> tuple[str, str, dict[str, float]]:
     """One problem as the page has it: `options` one to a line.
@@ -8,7 +10,7 @@ def ask(pipeline, picture, question: str, options: str, context: str) -> tuple[s
         rationale, answer, and option → probability.
 
     Raises:
-        ValueError: what the pipeline refuses (no question, fewer than two options, …).
+        UserError: what the pipeline refuses (no question, fewer than two options, …).
     """
     choices = [line.strip() for line in options.splitlines() if line.strip()]
     result = pipeline({"question": question, "choices": choices, "context": context, "image": picture})
@@ -24,12 +26,12 @@ def build_app(model, device=None):
     """The page, a `gradio.Blocks`.
 
     Raises:
-        ValueError: gradio isn't installed.
+        UserError: gradio isn't installed.
     """
     try:
         import gradio
     except ImportError:
-        raise ValueError("the browser app needs gradio: pip install 'mmcot[demo]'") from None
+        raise UserError("the browser app needs gradio: pip install 'mmcot[demo]'") from None
     from mmcot.training.inference.predict import load_pipeline
 
     pipeline = load_pipeline(model, device)

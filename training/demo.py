@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+from mmcot.training.common import MissingFileError, UserError
+
 START = "demo-start"
 ARMS = {
     "(a) one stage, with pictures": "demo-one-stage",
@@ -239,10 +241,10 @@ def write_readme(readme: str | Path, results: str | Path) -> None:
     from mmcot.training.evaluation.tables import format_table
 
     if not Path(results).is_file():
-        raise FileNotFoundError(f"there is no {results}: run the demo first")
+        raise MissingFileError(f"there is no {results}: run the demo first")
     summary = json.loads(Path(results).read_text(encoding="utf-8"))
     if summary["quick"]:
-        raise ValueError(f"{results} is of --quick, which measures nothing")
+        raise UserError(f"{results} is of --quick, which measures nothing")
     versions = summary["versions"]
     measured = (
         f"Measured by `mmcot demo` in {summary['seconds']['all']:.0f} s with {versions['threads']} threads on a CPU "

@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 
 from mmcot.training.benchmark.run import PARTS, benchmark
+from mmcot.training.common import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,11 +59,11 @@ def run(args) -> int:
         from mmcot.training.benchmark.table import write_table
 
         if not args.results:
-            raise ValueError("--write-readme needs --from RESULTS.json …")
+            raise UserError("--write-readme needs --from RESULTS.json …")
         write_table(args.write_readme, [json.loads(Path(path).read_text()) for path in args.results])
         return 0
     if args.part is None:
-        raise ValueError(f"what to time? One of {', '.join((*PARTS, 'all'))}")
+        raise UserError(f"what to time? One of {', '.join((*PARTS, 'all'))}")
     from mmcot.training.benchmark.table import describe
 
     result = benchmark(args)

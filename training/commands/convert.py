@@ -8,6 +8,8 @@ key layouts. With --answer both stages become one two-stage repository. Where th
 converted alone.
 """
 
+from mmcot.training.common import UserError
+
 
 def add_arguments(parser) -> None:
     parser.add_argument("original", metavar="ORIGINAL_DIR", help="checkpoint of the original (a stage)")
@@ -33,9 +35,9 @@ def add_arguments(parser) -> None:
 def run(args) -> int:
     output = args.output or args.output_option
     if not output:
-        raise ValueError("where to? give OUT, a folder for the repository")
+        raise UserError("where to? give OUT, a folder for the repository")
     if args.answer and args.stage:
-        raise ValueError("--stage is for a single checkpoint, and --answer makes two of them")
+        raise UserError("--stage is for a single checkpoint, and --answer makes two of them")
     from mmcot.training.hub.convert import convert
 
     model = convert(

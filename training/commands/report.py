@@ -3,6 +3,8 @@
 mmcot report runs/base/hub data/scienceqa --split test --limit 6 --output report.png
 """
 
+from mmcot.training.common import UserError
+
 
 def add_arguments(parser) -> None:
     parser.add_argument("model", metavar="MODEL", help="repository: folder or Hub id")
@@ -23,7 +25,7 @@ def run(args) -> int:
     problems = load_problems(args.problems, args.split, require_answer=False)
     chosen = [i for i, images in enumerate(problems["images"]) if images][: args.limit]
     if not chosen:
-        raise ValueError(f"{args.problems}: no problem has a picture")
+        raise UserError(f"{args.problems}: no problem has a picture")
     problems = [dict(problems[i]) for i in chosen]
     pipeline = load_pipeline(args.model, args.device)
     results = pipeline(problems, return_attention=True)

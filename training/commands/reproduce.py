@@ -21,6 +21,7 @@ hf://[datasets/]owner/name[@revision][/path].
 import argparse
 from pathlib import Path
 
+from mmcot.training.common import UserError
 from mmcot.training.paper.reproduce import PLACES, choose_places, format_plan, make_plan
 
 
@@ -50,9 +51,9 @@ def run(args: argparse.Namespace) -> int:
     from mmcot.training.paper.released import evaluate_released, train_as_published
 
     if args.overrides and not args.train:
-        raise ValueError(f"{args.overrides[0]}: values of the recipe are for --train")
+        raise UserError(f"{args.overrides[0]}: values of the recipe are for --train")
     if args.train and args.max_samples is not None:
-        raise ValueError("--max-samples is for released weights; with --train say max_train_samples=N and the like")
+        raise UserError("--max-samples is for released weights; with --train say max_train_samples=N and the like")
     places = choose_places(args)
     plan = make_plan(args.name, places, args.train, args.overrides)
     print(format_plan(args.name, plan, args.train), flush=True)

@@ -6,9 +6,9 @@ No figure stands in a card that is not in the results or the facts given here, a
 import re
 from collections.abc import Mapping
 from importlib import resources
-from string import Template
 from typing import Any
 
+from mmcot.training.common import UserError
 from mmcot.training.evaluation.accuracy import COLUMNS
 
 # Stand in a card until `mmcot.training.hub.push` knows the repository and the commit.
@@ -26,6 +26,7 @@ RATIONALE_SCORES = {
 # What is said of the data that weights were trained on, and the licence that they then carry.
 DATASETS: dict[str, dict[str, str | None]] = {
     "scienceqa": {
+        "kind": "scienceqa",
         "name": "ScienceQA",
         "id": "derek-thomas/ScienceQA",
         "license": "cc-by-nc-sa-4.0",
@@ -50,14 +51,24 @@ PURPOSES = {
     "rationale": "It is the first of two stages: it writes the rationale that the answer stage reads.",
     "answer": "It is the second of two stages: it reads question and rationale, and answers.",
 }
-CALLS = {None: "", "rationale": 'stage="rationale", ', "answer": 'stage="answer", rationales=["Solution: …"], '}
+# how a one-stage model answers, and how a stage of two is called
+ANSWER = """output = model.generate(**processor([problem]))
+print(processor.post_process(output, [problem]))  # answer, scores, and what it wrote"""
+WRITE = """inputs = processor([problem], {stage})
+output = model.generate(**inputs, max_new_tokens=512)
+print(processor.batch_decode(output, skip_special_tokens=True)[0])"""
+CALLS = {
+    None: ANSWER,
+    "rationale": WRITE.format(stage='stage="rationale"'),
+    "answer": WRITE.format(stage='stage="answer", rationales=["Solution: …"]'),
+}
 PIPELINE = """
 The same as a pipeline:
 
 ```python
 from transformers import pipeline
 
-answer = pipeline("multimodal-cot", model="${repo_id}", revision="${revision}", trust_remote_code=True)
+answer = pipeline("multimodal-cot", model="{repo_id}", revision="{revision}", trust_remote_code=True)
 print(answer(problem))
 ```
 """
@@ -117,33 +128,34 @@ def model_card(results: Mapping[str, Any] | None, facts: Mapping[str, Any]) -> s
             `repo_id` and `revision`, for which `mmcot push` fills in its own where they are missing.
 
     Raises:
-        ValueError: the data and so the licence, the protocol of the results, or the kind of model is not known.
+        UserError: the data and so the licence, the protocol of the results, or the kind of model is not known.
     """
+    from huggingface_hub import ModelCard
+
     facts = {"name": "Multimodal-CoT", "stage": None, "repo_id": REPOSITORY, "revision": REVISION, **facts}
     dataset = _dataset(facts.get("dataset"))
     templates = {"mmcot_two_stage": "two_stage.md", "mmcot": "one_stage.md"}
     if facts.get("model_type") not in templates:
-        raise ValueError(f"a card needs `model_type`, one of {', '.join(templates)}, not {facts.get('model_type')!r}")
+        raise UserError(f"a card needs `model_type`, one of {', '.join(templates)}, not {facts.get('model_type')!r}")
     if results is not None and results.get("protocol") not in PROTOCOLS:
-        raise ValueError(
-            f"results name their protocol, one of {', '.join(PROTOCOLS)}, not {results.get('protocol')!r}"
-        )
-    template = (resources.files("mmcot.model_cards") / templates[facts["model_type"]]).read_text(encoding="utf-8")
+        raise UserError(f"results name their protocol, one of {', '.join(PROTOCOLS)}, not {results.get('protocol')!r}")
     names = {"repo_id": facts["repo_id"], "revision": facts["revision"]}
-    body = Template(template).substitute(
+    card = ModelCard.from_template(
+        _metadata(results, facts, dataset),
+        template_path=str(resources.files("mmcot.model_cards") / templates[facts["model_type"]]),
         **names,
         name=facts["name"],
         purpose=PURPOSES[facts["stage"]],
         call=CALLS[facts["stage"]],
-        pipeline=Template(PIPELINE).substitute(names) if facts["stage"] is None else "",
+        pipeline=PIPELINE.format(**names) if facts["stage"] is None else "",
         network=_network_table(facts),
         results=_results_section(results, dataset, facts.get("split", "test")),
         training=_training_section(dataset, facts),
         data_limitation=dataset["limitation"],
         licence=f"Weights: {dataset['license']}, that of the data ({dataset['name']}). Code: apache-2.0.",
-        citation=CITATION + (CITATION_SCIENCEQA if dataset is DATASETS["scienceqa"] else ""),
+        citation=CITATION + (CITATION_SCIENCEQA if dataset.get("kind") == "scienceqa" else ""),
     )
-    return f"---\n{_metadata(results, facts, dataset)}\n---\n\n{body}"
+    return str(card)
 
 
 def _dataset(dataset: str | Mapping[str, str | None] | None) -> Mapping[str, str | None]:
@@ -153,7 +165,7 @@ def _dataset(dataset: str | Mapping[str, str | None] | None) -> Mapping[str, str
     if isinstance(dataset, str) and dataset in DATASETS:
         return DATASETS[dataset]
     known = ", ".join(DATASETS)
-    raise ValueError(f"a card needs `dataset`, one of {known} or a dict with `name` and `license`, not {dataset!r}")
+    raise UserError(f"a card needs `dataset`, one of {known} or a dict with `name` and `license`, not {dataset!r}")
 
 
 def _table(rows: list[tuple], head: tuple) -> str:
@@ -164,9 +176,7 @@ def _table(rows: list[tuple], head: tuple) -> str:
 def _network_table(facts: Mapping[str, Any]) -> str:
     rows = []
     if "base_model" in facts:
-        base = str(facts["base_model"] or "new weights")
-        # of a folder only the last name: nobody else has the path
-        rows.append(("Started from", base if _is_hub_id(base) else re.split(r"[/\\]", base.rstrip("/\\"))[-1]))
+        rows.append(("Started from", _starting_point(facts["base_model"])))
     rows.append(("Image features", facts.get("vision") or "none: text only"))
     rows.append(("Captions in the context", "yes" if facts.get("use_caption") else "no"))
     rows += [(f"Prompt format, {name} stage", text) for name, text in (facts.get("prompt_formats") or {}).items()]
@@ -175,6 +185,17 @@ def _network_table(facts: Mapping[str, Any]) -> str:
     if facts.get("num_parameters") is not None:
         rows.append(("Parameters", f"{facts['num_parameters']:,}"))
     return _table(rows, ("", ""))
+
+
+def _starting_point(base) -> str:
+    """A Hub id as it is; of a folder its last telling name, for nobody else has the path."""
+    if base is None:
+        return "new weights"
+    if _is_hub_id(str(base)):
+        return str(base)
+    parts = [part for part in re.split(r"[/\\]", str(base)) if part not in ("", ".", "..")]
+    telling = [part for part in parts if part not in ("rationale", "answer", "hub", "model", "output")]
+    return telling[-1] if telling else "own weights"
 
 
 def _results_section(results: Mapping[str, Any] | None, dataset: Mapping, split: str) -> str:
@@ -222,8 +243,8 @@ def _training_section(dataset: Mapping, facts: Mapping[str, Any]) -> str:
     return f"{text}\n\n" + _table(rows, ("Hyper-parameter", *hyperparameters))
 
 
-def _metadata(results: Mapping[str, Any] | None, facts: Mapping[str, Any], dataset: Mapping) -> str:
-    """The card's YAML, as the Hub reads it."""
+def _metadata(results: Mapping[str, Any] | None, facts: Mapping[str, Any], dataset: Mapping):
+    """The card's `ModelCardData`, as the Hub reads it."""
     from huggingface_hub import EvalResult, ModelCardData
 
     base = facts.get("base_model")
@@ -263,7 +284,7 @@ def _metadata(results: Mapping[str, Any] | None, facts: Mapping[str, Any], datas
     )
     if not evaluations:
         data.model_name = None  # only `model-index` uses it
-    return data.to_yaml()
+    return data
 
 
 def _is_hub_id(name: str) -> bool:

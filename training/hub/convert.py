@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from mmcot.training.common import MissingFileError, UserError
+
 
 def convert(
     original: str | Path,
@@ -42,7 +44,7 @@ def convert(
     formats = {"rationale": rationale_format, "answer": answer_format, "one-stage": answer_format}
     for folder in filter(None, (original, answer)):
         if not (Path(folder) / "config.json").is_file():
-            raise FileNotFoundError(f"{folder} holds no config.json: give the folder of a checkpoint of the original")
+            raise MissingFileError(f"{folder} holds no config.json: give the folder of a checkpoint of the original")
     tokenizer = _tokenizer(tokenizer, original)
     processor = None
     if tokenizer is not None:
@@ -83,7 +85,7 @@ def _load_stage(folder: str | Path, stage: str | None, prompt_format: str | None
         use_caption=use_caption,
     )
     if not model.config.has_fusion:
-        raise ValueError(
+        raise UserError(
             f"{folder} is a plain T5 without a fusion: there is nothing to convert, train from it as it is"
         )
     return model
@@ -103,7 +105,7 @@ def _tokenizer(given, original: str | Path):
     # transformers makes an empty tokenizer out of a bare config.json
     if source.is_dir() and not any((source / name).exists() for name in ("tokenizer.json", "spiece.model")):
         if given is not None:
-            raise ValueError(f"{source} holds no tokenizer (tokenizer.json or spiece.model)")
+            raise UserError(f"{source} holds no tokenizer (tokenizer.json or spiece.model)")
         return None
     return AutoTokenizer.from_pretrained(str(source))
 

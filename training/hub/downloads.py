@@ -9,6 +9,8 @@ import urllib.request
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from mmcot.training.common import MissingFileError
+
 TIMEOUT = 10  # seconds that a server may take to answer
 _HUB = re.compile(r"hf://(datasets/)?([\w.-]+/[\w.-]+?)(?:@([^/]+))?(?:/(.+?))?/?")
 
@@ -55,7 +57,7 @@ class Found:
         """The file or folder on this machine, downloaded if need be; what comes by a URL is put into `folder`.
 
         Raises:
-            FileNotFoundError: the download fails; begun again, it goes on where it stopped.
+            MissingFileError: the download fails; begun again, it goes on where it stopped.
         """
         if self.path is not None:
             return self.path
@@ -73,7 +75,7 @@ class Found:
                     while block := answer.read(2**20):
                         file.write(block)
             except OSError as error:
-                raise FileNotFoundError(f"{self.place}: can't be downloaded ({error})") from None
+                raise MissingFileError(f"{self.place}: can't be downloaded ({error})") from None
         return target
 
 
@@ -85,7 +87,7 @@ def find(place: str | Path, patterns: tuple[str, ...] = ("*",)) -> Found:
         patterns: the names of the files that matter, where the place is a folder.
 
     Raises:
-        FileNotFoundError: there is no such thing, or no way to ask. One line, within seconds.
+        MissingFileError: there is no such thing, or no way to ask. One line, within seconds.
     """
     place = str(place)
     if place.startswith(("http://", "https://")):
@@ -94,7 +96,7 @@ def find(place: str | Path, patterns: tuple[str, ...] = ("*",)) -> Found:
         return _find_here(place, patterns)
     match = _HUB.fullmatch(place)
     if match is None:
-        raise FileNotFoundError(f"{place}: expected hf://[datasets/]owner/name[@revision][/path]")
+        raise MissingFileError(f"{place}: expected hf://[datasets/]owner/name[@revision][/path]")
     repo_type, repo_id, revision, inside = "dataset" if match[1] else "model", match[2], match[3], match[4] or ""
     try:
         from huggingface_hub import HfApi
@@ -105,10 +107,10 @@ def find(place: str | Path, patterns: tuple[str, ...] = ("*",)) -> Found:
         if here is not None:
             return here
         reason = (str(error).strip() or type(error).__name__).partition("\n")[0]
-        raise FileNotFoundError(f"{place}: can't be had from the Hub: {reason}") from None
+        raise MissingFileError(f"{place}: can't be had from the Hub: {reason}") from None
     files = {file.rfilename: file.size or 0 for file in info.siblings if _wanted(file.rfilename, inside, patterns)}
     if not files:
-        raise FileNotFoundError(f"{place}: the repository has no such file (looked for {', '.join(patterns)})")
+        raise MissingFileError(f"{place}: the repository has no such file (looked for {', '.join(patterns)})")
     here = frozenset(name for name in files if _is_cached(repo_id, repo_type, info.sha, name))
     return Found(place, files, here, None, repo_id, repo_type, revision, info.sha, inside)
 
@@ -127,7 +129,7 @@ def _find_here(place: str, patterns: tuple[str, ...]) -> Found:
     if path.is_file():
         return _local(place, path, [path])
     if not path.is_dir():
-        raise FileNotFoundError(f"{place}: no such file or folder")
+        raise MissingFileError(f"{place}: no such file or folder")
     return _local(place, path, [file for pattern in patterns for file in path.glob(pattern) if file.is_file()])
 
 
@@ -142,7 +144,7 @@ def _find_url(place: str) -> Found:
         with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
             size = int(answer.headers.get("Content-Length") or 0)
     except OSError as error:
-        raise FileNotFoundError(f"{place}: can't be reached ({error})") from None
+        raise MissingFileError(f"{place}: can't be reached ({error})") from None
     return Found(place, {PurePosixPath(place).name: size})
 
 
@@ -175,7 +177,7 @@ def _download(found: Found) -> Path:
         )
     except Exception as error:  # as in `find`
         reason = (str(error).strip() or type(error).__name__).partition("\n")[0]
-        raise FileNotFoundError(f"{found.place}: the download broke off: {reason}") from None
+        raise MissingFileError(f"{found.place}: the download broke off: {reason}") from None
 
 
 def human_size(size: float) -> str:

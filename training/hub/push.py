@@ -10,6 +10,7 @@ import json
 import re
 from pathlib import Path
 
+from mmcot.training.common import MissingFileError, UserError
 from mmcot.training.hub.cards import REPOSITORY, REVISION
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
@@ -51,9 +52,9 @@ def push(
         The URL of the commit that holds everything, `https://huggingface.co/user/name/tree/COMMIT`.
 
     Raises:
-        ValueError: the folder is not a complete repository, or the Hub refuses or can't be reached. Nothing was
+        UserError: the folder is not a complete repository, or the Hub refuses or can't be reached. Nothing was
             uploaded in the first case.
-        FileNotFoundError: there is no such folder.
+        MissingFileError: there is no such folder.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
@@ -84,7 +85,7 @@ def push(
             card = card.replace(REPOSITORY, repo_id).replace(REVISION, commit.oid)
             commit = api.upload_file(path_or_fileobj=card.encode(), path_in_repo="README.md", **where)
     except refusals as error:
-        raise ValueError(f"{repo_id}: not uploaded to {api.endpoint}: {_cause(error)}") from error
+        raise UserError(f"{repo_id}: not uploaded to {api.endpoint}: {_cause(error)}") from error
     return f"{repository}/tree/{commit.oid}"
 
 
@@ -107,36 +108,36 @@ def check_repository(folder: str | Path) -> list[str]:
     """The files of a folder that make up a repository, by their names in it.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: it is not complete, with the first thing that is missing: `config.json` with `auto_map` and
+        MissingFileError: there is no such folder.
+        UserError: it is not complete, with the first thing that is missing: `config.json` with `auto_map` and
             `custom_pipelines`, the code that these (and the code itself) name, safetensors weights with all shards,
             processor and tokenizer, a card with a licence and results (or the statement that there are none).
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder")
+        raise MissingFileError(f"{folder}: no such folder")
     try:
         configuration = _json(folder, "config.json")
         for key in ("auto_map", "custom_pipelines"):
             if not configuration.get(key):
-                raise ValueError(f"config.json has no {key}: save the model with this package's save_pretrained")
+                raise UserError(f"config.json has no {key}: save the model with this package's save_pretrained")
         files = ["config.json", *_weights(folder), *_processor(folder), *_card(folder)]
         files += _code(folder, [name for name in files if name.endswith("config.json")])
     except ValueError as error:
-        raise ValueError(f"{folder} is not a complete repository: {error}") from error
+        raise UserError(f"{folder} is not a complete repository: {error}") from error
     files += [name for name in OPTIONAL_FILES if (folder / name).is_file()]
     return sorted(dict.fromkeys(files))
 
 
 def _json(folder: Path, name: str) -> dict:
     if not (folder / name).is_file():
-        raise ValueError(f"{name} is missing")
+        raise UserError(f"{name} is missing")
     try:
         content = json.loads((folder / name).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{name} is not valid JSON ({error})") from None
+        raise UserError(f"{name} is not valid JSON ({error})") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{name} holds no object")
+        raise UserError(f"{name} holds no object")
     return content
 
 
@@ -149,22 +150,22 @@ def _weights(folder: Path) -> list[str]:
         for tensor, shard in _json(folder, index).get("weight_map", {}).items():
             shards.setdefault(shard, set()).add(tensor)
         if not shards:
-            raise ValueError(f"{index} names no shards")
+            raise UserError(f"{index} names no shards")
     elif (folder / single).is_file():
         shards[single] = set()
     else:
         other = next((path.name for path in sorted(folder.glob("*.bin"))), None)
-        raise ValueError(f"{single} is missing" + (f" ({other} is a pickle: save as safetensors)" if other else ""))
+        raise UserError(f"{single} is missing" + (f" ({other} is a pickle: save as safetensors)" if other else ""))
     for shard, tensors in shards.items():
         if Path(shard).name != shard or not (folder / shard).is_file():
-            raise ValueError(f"{shard} of {index} is missing")
+            raise UserError(f"{shard} of {index} is missing")
         try:
             with safe_open(folder / shard, framework="numpy") as file:
                 lost = tensors - set(file.keys())
         except SafetensorError as error:
-            raise ValueError(f"{shard} is damaged ({error})") from None
+            raise UserError(f"{shard} is damaged ({error})") from None
         if lost:
-            raise ValueError(f"{shard} lacks {len(lost)} tensors that {index} puts there, such as {min(lost)}")
+            raise UserError(f"{shard} lacks {len(lost)} tensors that {index} puts there, such as {min(lost)}")
     return [*shards, *([index] if (folder / index).is_file() else [])]
 
 
@@ -173,7 +174,7 @@ def _processor(folder: Path) -> list[str]:
     for what, names in (("processor", PROCESSOR_FILES), ("tokenizer", TOKENIZER_FILES)):
         present = [name for name in names if (folder / name).is_file()]
         if not present:
-            raise ValueError(f"the {what}'s {' or '.join(names)} is missing: save with `processor=`")
+            raise UserError(f"the {what}'s {' or '.join(names)} is missing: save with `processor=`")
         found += present
     return found
 
@@ -183,20 +184,20 @@ def _card(folder: Path) -> list[str]:
     from huggingface_hub import ModelCard
 
     if not (folder / "README.md").is_file():
-        raise ValueError("README.md, the model card, is missing")
+        raise UserError("README.md, the model card, is missing")
     hint = "write the card with mmcot.training.hub.cards.model_card"
     try:
         card = ModelCard.load(folder / "README.md")
     except Exception as error:  # YAML's and huggingface_hub's own errors
-        raise ValueError(f"README.md has no valid metadata ({str(error).splitlines()[0]})") from None
+        raise UserError(f"README.md has no valid metadata ({str(error).splitlines()[0]})") from None
     if not card.data.license:
-        raise ValueError(f"README.md names no license in its metadata: {hint}")
+        raise UserError(f"README.md names no license in its metadata: {hint}")
     if not card.data.eval_results and not re.search(r"^#+ .*(results|evaluation)", card.text, re.I | re.M):
-        raise ValueError(f"README.md gives no results, and does not say that there are none: {hint}")
+        raise UserError(f"README.md gives no results, and does not say that there are none: {hint}")
     pictures = re.findall(r"!\[[^\]]*\]\(([^)\s:]+)\)", card.text)
     for name in pictures:
         if not (folder / name).resolve().is_relative_to(folder.resolve()) or not (folder / name).is_file():
-            raise ValueError(f"README.md shows {name}, which is missing")
+            raise UserError(f"README.md shows {name}, which is missing")
     return ["README.md", *(Path(name).as_posix() for name in pictures)]
 
 
@@ -211,13 +212,13 @@ def _code(folder: Path, configurations: list[str]) -> list[str]:
         flat = [x for entry in references for x in (entry if isinstance(entry, list) else [entry]) if x]
         for reference in flat:
             if "--" in reference:
-                raise ValueError(f"{name} refers to code of another repository ({reference})")
+                raise UserError(f"{name} refers to code of another repository ({reference})")
             wanted.setdefault(reference.split(".")[0] + ".py", name)
     checked: list[str] = []
     while wanted:
         file, asker = wanted.popitem()
         if not (folder / file).is_file():
-            raise ValueError(f"{file}, named in {asker}, is missing")
+            raise UserError(f"{file}, named in {asker}, is missing")
         checked.append(file)
         for module in _siblings((folder / file).read_text(encoding="utf-8"), file):
             if module not in checked:
@@ -229,7 +230,7 @@ def _siblings(source: str, file: str) -> set[str]:
     try:
         tree = ast.parse(source)
     except SyntaxError as error:
-        raise ValueError(f"{file}, line {error.lineno}: {error.msg}") from None
+        raise UserError(f"{file}, line {error.lineno}: {error.msg}") from None
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     return {f"{node.module}.py" for node in imports if node.level == 1 and node.module}
 

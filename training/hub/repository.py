@@ -1,8 +1,9 @@
 """The repository that a run leaves in `hub/`: what `AutoModel`, `AutoProcessor` and `pipeline` load."""
 
+import os
 from pathlib import Path
 
-from mmcot.training.hub.cards import config_facts, model_card
+from mmcot.training.hub.cards import DATASETS, config_facts, model_card
 from mmcot.training.stages.recipe import Recipe
 
 # hyper-parameters that a card tells, beside those that a recipe sets itself
@@ -15,24 +16,52 @@ def write_repository(run, rationale, answer, results: dict[str, dict]) -> Path:
     Args:
         run: the `Run`.
         rationale, answer: trained stages; `rationale` is None in a one-stage run.
-        results: split → scores, for the card.
+        results: split → scores, for the card: the test split's, where there are any.
     """
     from mmcot import MMCoTModel
-    from mmcot.training.stages.build import vision_of
 
     folder, recipe = run.folder / "hub", run.recipe
     if recipe.one_stage:
-        model = answer
+        model = _with_vision(answer, recipe)
     else:
         model = MMCoTModel.from_stages(rationale, None if recipe.share_stages else answer, run.processor)
-        if model.vision is None and recipe.vision is not None:  # trained on cached features: pictures need it
-            model.config.vision_config, model.vision, model.config.vision_feature = vision_of(recipe)
-        model.generation_config.max_new_tokens = recipe.max_new_tokens
-        model.generation_config.num_beams = recipe.num_beams
+        model = _with_vision(model, recipe)
+    model.generation_config.max_new_tokens = recipe.max_new_tokens
+    model.generation_config.num_beams = recipe.num_beams
+    for config in (model.config, *(getattr(model.config, name, None) for name in model.config.sub_configs)):
+        if config is not None:
+            config.name_or_path = ""  # where a stage lay on this machine is nobody's business
     split = "test" if "test" in results else "val"
-    facts = {**config_facts(model.config.to_dict()), **run_facts(recipe, model), "split": split}
-    model.save_pretrained(folder, processor=run.processor, model_card=model_card(results.get(split), facts))
+    dataset = dataset_of(recipe, run.problems)
+    facts = {**config_facts(model.config.to_dict()), **run_facts(recipe, model), "dataset": dataset, "split": split}
+    card = model_card(results.get(split), facts)
+    model.save_pretrained(folder, processor=run.processor, model_card=card)
+    _ordinary_modes(folder)
     return folder
+
+
+def _with_vision(model, recipe: Recipe):
+    """The model with its backbone inside, also where it was trained on cached features: pictures need it."""
+    from mmcot.training.stages.build import vision_of
+    from mmcot.vision_mmcot import build_vision
+
+    holder = model if hasattr(model, "rationale") else model.encoder
+    if recipe.vision is None or holder.vision is not None:
+        return model
+    config, vision, feature = vision_of(recipe)
+    holder.vision = build_vision(config) if vision is None else vision
+    for own in {id(model.config): model.config, id(holder.config): holder.config}.values():
+        own.vision_config, own.vision_feature = config, feature
+    return model.eval()
+
+
+def _ordinary_modes(folder: Path) -> None:
+    """Gives every file the mode that a new file has here: some libraries write for the owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.iterdir():
+        if path.is_file():
+            path.chmod(0o666 & ~mask)
 
 
 def run_facts(recipe: Recipe, model) -> dict:
@@ -42,27 +71,33 @@ def run_facts(recipe: Recipe, model) -> dict:
     def hyperparameters(stage: str) -> dict:
         values = {**TRAINING_DEFAULTS, **recipe.for_stage(stage).training}
         names = [name for name in values if name in TOLD or name in recipe.training]
-        return {name: values[name] for name in names}
+        # a path of this machine tells nobody anything
+        return {name: values[name] for name in names if not (isinstance(values[name], str) and "/" in values[name])}
 
     stages = ["answer"] if recipe.one_stage else ["rationale", "answer"]
     return {
-        "dataset": dataset_of(recipe),
         "base_model": recipe.model if isinstance(recipe.model, str) else None,
         "num_parameters": model.num_parameters(),
         "hyperparameters": {stage: hyperparameters(stage) for stage in stages},
     }
 
 
-def dataset_of(recipe: Recipe):
-    """The data of a recipe as `model_card` wants it; a user's own data carries the licence that the recipe names."""
-    source = str(recipe.data)
-    if source.startswith("embedded"):
-        return "embedded"
-    if (Path(source) / "problems.json").is_file() or "scienceqa" in source.lower():
-        return "scienceqa"
+def dataset_of(recipe: Recipe, problems) -> dict:
+    """The data of a recipe as `model_card` wants it: what was really there, and the licence that the user names.
+
+    Args:
+        problems: split → records, as `Run.problems`.
+    """
+    from mmcot.training.data.description import describe_source
+
+    splits = {split: some.remove_columns(["images"]) for split, some in problems.items()}
+    found = describe_source(recipe.data, splits, license=recipe.data_license)
+    known = DATASETS.get(found["kind"], {})
+    limitation = f"Trained on {found['name']}; other questions are outside of what was tested."
     return {
-        "name": Path(source).stem,
-        "id": None,
-        "license": recipe.data_license or "other",
-        "limitation": f"Trained on {Path(source).stem}; other questions are outside of what was tested.",
+        "kind": found["kind"],
+        "name": found["name"],
+        "id": found["id"] if found["kind"] != "own" or found["id"] else None,
+        "license": found["license"] or "other",
+        "limitation": known.get("limitation", limitation),
     }

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mmcot.training.common import UserError
 from mmcot.training.evaluation.accuracy import COLUMNS, wilson_interval
 
 # Questions in each column of the test split, which the width of an interval depends on (Lu et al. 2022, table 3 and
@@ -102,11 +103,11 @@ def compare_with_published(name: str, result: Mapping[str, Any]) -> dict[str, An
         measured, and "rougeL" `{"published", "measured"}` where both are known.
 
     Raises:
-        ValueError: the protocols differ; the numbers can't be compared then.
+        UserError: the protocols differ; the numbers can't be compared then.
     """
     published = PUBLISHED[name]
     if published.protocol is not None and result["protocol"] != published.protocol:
-        raise ValueError(
+        raise UserError(
             f"{name} was published with the protocol {published.protocol}, this result has {result['protocol']}: "
             "the two can't be compared"
         )

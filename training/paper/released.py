@@ -11,7 +11,7 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from mmcot.training.common import write_json
+from mmcot.training.common import UserError, write_json
 from mmcot.training.hub.downloads import Found, find
 from mmcot.training.paper.published import compare_with_published
 from mmcot.training.stages.manifest import mark_step, step_is_done
@@ -62,7 +62,7 @@ def fetch_features(plan: Plan, problems, output: Path, vision: str, checkpoint: 
         checkpoint: original checkpoint that the released features must fit.
 
     Raises:
-        ValueError: features don't fit the checkpoint, or the problems' ids aren't those of the features.
+        UserError: features don't fit the checkpoint, or the problems' ids aren't those of the features.
     """
     from mmcot.training.features.cache import FeatureCache
 
@@ -81,7 +81,7 @@ def fetch_features(plan: Plan, problems, output: Path, vision: str, checkpoint: 
     without = [id_ for id_, pictured in zip(problems["id"], problems["has_image"], strict=True) if pictured]
     without = [id_ for id_ in without if id_ not in rows]
     if without:
-        raise ValueError(
+        raise UserError(
             f"{plan['name map'].place} has no row for {len(without)} questions with a picture, the first: "
             f"{without[0]}; released features go by the original's question ids: take problems that have those, or "
             "--features extract"
@@ -123,7 +123,7 @@ def evaluate_released(name: str, plan: Plan, output: str | Path, *, max_samples=
         `compare_with_published` does), `notes` (how the run differed from the paper's), `reads` (where from).
 
     Raises:
-        FileNotFoundError: a download fails. ValueError: a part is missing, or the parts don't fit together.
+        MissingFileError: a download fails. ValueError: a part is missing, or the parts don't fit together.
     """
     from mmcot.training.data.problems import load_problems
     from mmcot.training.evaluation.reading import read_predictions
@@ -133,7 +133,7 @@ def evaluate_released(name: str, plan: Plan, output: str | Path, *, max_samples=
 
     for part, found in plan.items():
         if found == NOT_RELEASED:
-            raise ValueError(f"{name}: the {part} aren't on the Hub; give --{part.replace(' ', '-')}, or --train")
+            raise UserError(f"{name}: the {part} aren't on the Hub; give --{part.replace(' ', '-')}, or --train")
     output, recipe = Path(output), load_recipe(name)
     identity = {"name": name, "max_samples": max_samples, **_reads(plan)}
     if step_is_done(output, identity):
@@ -202,7 +202,7 @@ def fetch_checkpoint(found: Found, output: Path, stage: str) -> Path:
         names = [PurePosixPath(name) for name in archive.namelist() if not name.startswith("__MACOSX")]
         roots = sorted((name.parent for name in names if name.name == "config.json"), key=lambda root: len(root.parts))
         if not roots:
-            raise ValueError(f"{found.place}: holds no config.json, so it is no checkpoint")
+            raise UserError(f"{found.place}: holds no config.json, so it is no checkpoint")
         for name in names:
             # only by their bare names: a path in an archive may point anywhere
             if name.parent == roots[0] and any(fnmatch.fnmatch(name.name, pattern) for pattern in WEIGHT_FILES):

@@ -4,6 +4,7 @@ import argparse
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mmcot.training.common import UserError
 from mmcot.training.hub.downloads import Found, find, human_size
 from mmcot.training.paper.published import format_expected
 from mmcot.training.paper.released import NOT_RELEASED, Plan, find_model
@@ -84,8 +85,8 @@ def make_plan(name: str, places: Places, training: bool = False, overrides: list
     """What the run reads: part → files that exist, or a text where there is nothing to look up. Downloads nothing.
 
     Raises:
-        FileNotFoundError: something isn't there, or can't be asked for. One line, within seconds.
-        ValueError: the options don't go together.
+        MissingFileError: something isn't there, or can't be asked for. One line, within seconds.
+        UserError: the options don't go together.
     """
     # first of all what needs no heavy import: without a network this ends at once
     plan: Plan = {"data": _find_data(places.data, None if training else "test")}
@@ -110,9 +111,7 @@ def make_plan(name: str, places: Places, training: bool = False, overrides: list
     if recipe.use_caption:
         by_id = isinstance(data, Found) and "problems.json" in {Path(file).name for file in data.files}
         if places.captions is not None and not by_id:
-            raise ValueError(
-                f"--captions are joined by question id to problems.json, which {places.data} doesn't have"
-            )
+            raise UserError(f"--captions are joined by question id to problems.json, which {places.data} doesn't have")
         captions = places.captions or (None if "captions.json" in getattr(data, "files", ()) else CAPTIONS)
         if by_id and captions is not None:
             plan["captions"] = find(captions)

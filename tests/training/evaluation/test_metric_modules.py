@@ -82,7 +82,10 @@ def test_embeddings_are_pooled_one_by_one_the_same(sentence_model, flag):
     from mmcot.training.evaluation.similarity import embed, similarities
 
     (sentence_model / "1_Pooling" / "config.json").write_text(
-        json.dumps({f"pooling_mode_{name}": name == flag for name in ("mean_tokens", "cls_token", "max_tokens")})
+        json.dumps(
+            {"word_embedding_dimension": 16}
+            | {f"pooling_mode_{name}": name == flag for name in ("mean_tokens", "cls_token", "max_tokens")}
+        )
     )
     tokenizer, network = AutoTokenizer.from_pretrained(sentence_model), BertModel.from_pretrained(sentence_model)
     rows = []

@@ -10,6 +10,8 @@ from random import Random
 
 from PIL import Image, ImageDraw
 
+from mmcot.training.common import UserError
+
 SIZE = 64
 _SCALE = 2 * SIZE
 
@@ -221,5 +223,5 @@ def draw_thing(rng: Random, name: str) -> Image.Image:
         canvas.box(x + 0.24, y, x + 0.3, y + 0.16, color)
         canvas.box(x + 0.34, y, x + 0.4, y + 0.16, color)
     else:
-        raise ValueError(f"no drawing for {name!r}")
+        raise UserError(f"no drawing for {name!r}")
     return canvas.done()
