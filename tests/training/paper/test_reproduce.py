@@ -18,6 +18,7 @@ from mmcot import MMCoTConfig, MMCoTForConditionalGeneration
 from mmcot.processing import build_prompt
 from mmcot.training.data.embedded.generate import write_scienceqa
 from mmcot.training.evaluation.accuracy import COLUMNS
+from mmcot.training.evaluation.reading import read_predictions
 from mmcot.training.paper.published import (
     PUBLISHED,
     TEST_QUESTIONS,
@@ -199,8 +200,8 @@ def test_released_weights_of_v1(world):
     assert "measured on 12 questions, not on ScienceQA's 4,241" in out and "Avg" in out
     assert content["reads"]["data"].startswith("hf://acheong08/mm-cot/data/scienceqa (")
 
-    lines = (folder / "v1/rationale/predictions_test.jsonl").read_text().splitlines()
-    written = {record["id"]: record["rationale"] for record in map(json.loads, lines)}
+    records = read_predictions(folder / "v1/rationale/predictions_test.jsonl")
+    written = {id_: record["generated"]["rationale"] for id_, record in records.items()}
     problems = json.loads((folder / "files/data/problems.json").read_text())
     rows = json.loads(hub.files("acheong08/mm-cot")["vision_features/name_map.json"])
     array = np.load(folder / "files/detr.npy")
