@@ -95,7 +95,7 @@ def accuracy_table(problems: Iterable[Mapping], correct: Sequence[bool]) -> dict
 def wilson_interval(successes: float, n: int, z: float = Z95) -> tuple[float, float]:
     """Wilson's score interval of a proportion (JASA 22, 1927), 95 % by default; it never leaves [0, 1].
 
-    Own code, for published accuracies are rounded and give a fraction of a success, which scipy and statsmodels refuse.
+    Own code: published accuracies are rounded and give a fraction of a success, which scipy refuses.
     """
     p = successes / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
