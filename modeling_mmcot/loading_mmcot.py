@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
 
 from .errors_mmcot import ModelError, ModelFileError
 
@@ -18,13 +19,17 @@ HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "
 @contextlib.contextmanager
 def loading_errors(source) -> Iterator[None]:
     """What transformers says about the files of `source`, in one line that names it."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(max(verbosity, logging.ERROR))  # not its table of missing weights: `check_loaded` names them
     try:
         yield
-    except ModelError:
-        raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StrictDataclassError) as error:
+        if isinstance(error, ModelError) and str(source) in str(error):
+            raise
         kind = ModelFileError if isinstance(error, OSError) else ModelError
         raise kind(f"{source}: {' '.join(str(error).split())[:400]}") from error
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def read_weights(source, **hub) -> dict[str, Tensor]:

@@ -104,6 +104,10 @@ class CompleteSaveMixin:
                 saved_config, _ = PreTrainedConfig.get_config_dict(source, **hub)
             except OSError:  # an adapter's folder, a GGUF file, nothing at all: transformers knows or says it better
                 saved_config = {}
+            except (AttributeError, TypeError):
+                saved_config = None
+            if not isinstance(saved_config, dict):
+                raise ModelError(f"{source}: config.json holds no settings: download it again")
             config = cls._adapt(source, saved_config, read_weights(source, **hub), config, kwargs)
             where = None if "state_dict" in kwargs else source
             model, info = super().from_pretrained(where, *model_args, config=config, **kwargs)

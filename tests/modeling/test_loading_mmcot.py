@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_model, vision_config
 from transformers import T5Config, T5ForConditionalGeneration
+from transformers.utils import logging
 
 from mmcot import MMCoTForConditionalGeneration, MMCoTModel
 from mmcot.errors_mmcot import ModelError
@@ -131,15 +132,32 @@ def test_shards_are_checked_one_by_one(tmp_path):
     refused(MMCoTForConditionalGeneration, tmp_path, shards[1].name)
 
 
-@pytest.mark.parametrize("what", ["weights", "config.json", "a broken config.json", "everything"])
+FIELDS = ['{"model_type": "mmcot", "d_model": "many"}', '{"model_type": "mmcot", "stage": "third"}']
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "[1]", "3", "null", *FIELDS])
+def test_a_broken_configuration_is_one_line(stage, content):
+    (stage / "config.json").write_text(content)
+    refused(MMCoTForConditionalGeneration, stage)
+
+
+@pytest.mark.parametrize("what", ["model.safetensors", "config.json", "the folder"])
 def test_what_is_not_there_is_named(stage, what):
-    if what == "a broken config.json":
-        (stage / "config.json").write_text('{"d_model": ')
-    elif what == "everything":
+    if what == "the folder":
         shutil.rmtree(stage)
     else:
-        (stage / {"weights": "model.safetensors"}.get(what, what)).unlink()
+        (stage / what).unlink()
     refused(MMCoTForConditionalGeneration, stage)
+
+
+def test_nothing_but_the_error_is_said(stage, capfd):
+    """transformers would print a table of what is missing."""
+    change_weights(stage, CHANGES["the backbone is missing"][0])
+    capfd.readouterr()
+    verbosity = logging.get_verbosity()
+    refused(MMCoTForConditionalGeneration, stage)
+    assert "LOAD REPORT" not in capfd.readouterr().err
+    assert logging.get_verbosity() == verbosity
 
 
 def test_a_part_that_only_one_side_has_is_the_caller_s_wish(stage, tmp_path):
