@@ -21,6 +21,7 @@ from transformers.utils import PROCESSOR_NAME
 from .image_processing_mmcot import MMCoTImageProcessor, copy_code, image_rows, load_images
 from .prompts_mmcot import (
     OPTION_LETTERS,
+    ProblemError,
     build_prompt,
     option_letter,
     parse_answer,
@@ -114,7 +115,8 @@ class MMCoTProcessor(ProcessorMixin):
                 inputs of a one-stage model.
             rationales: for stage="answer", one for each problem; None (all, or one): gold lecture and solution.
             kwargs: of tokenizer and image processor, flat or in `text_kwargs` / `images_kwargs`. With problems,
-                `max_length` stands in for max_source_length, and return_tensors is "pt" by default.
+                `max_length` stands in for max_source_length, for the inputs of one stage only; return_tensors is
+                "pt" by default.
 
         Returns:
             `input_ids`, `attention_mask` (batch, tokens), right-padded; with an image processor `pixel_values`
@@ -310,6 +312,11 @@ class MMCoTProcessor(ProcessorMixin):
             raise ValueError(f"{len(rationales)} rationales for {len(problems)} problems")
 
         limit = text_kwargs.get("max_length") or self.max_source_length
+        if both and limit != self.max_source_length:
+            raise ProblemError(
+                f"max_length={limit} holds for one stage: a model joins stage 2's source up to its own limit, "
+                f"{self.max_source_length}; give stage=, or make processor and model with max_source_length={limit}"
+            )
         prompt_format = self.rationale_format if both else self._prompt_format(stage)
         sources = [
             self._join(*self._source_ids(problem, prompt_format, rationale, limit), limit)

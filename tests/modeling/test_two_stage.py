@@ -85,6 +85,14 @@ def test_overlong_rationale_is_cut_and_the_closing_stays(model, processor, probl
     )
 
 
+def test_there_is_one_limit_for_processor_and_model(processor, problems):
+    """The model joins up to its own limit: another one of a call would hold for a part of the inputs only."""
+    with pytest.raises(ValueError, match="max_length=80 .*max_source_length=80"):
+        processor(problems, max_length=80)
+    assert processor(problems, max_length=200)["input_ids"].shape[0] == len(problems)
+    assert processor(problems, stage="rationale", max_length=80)["input_ids"].shape[1] <= 80
+
+
 def test_plain_truncation_equals_the_text_path(processor, problems):
     """`source_truncation="end"`, the original's: also where question or rationale don't fit."""
     gold = [build_prompt(problem, "QCM-LE")[1] for problem in problems]
