@@ -203,7 +203,7 @@ def test_command(pictures, tmp_path, capsys):
     options = ["--backbone", tmp_path / "backbone", "--device", "cpu", "--num-workers", 0, "--dtype", "bfloat16"]
     assert command(pictures, *options, "--output", tmp_path / "folder") == 0
     assert "features of 8 pictures, width 96, bfloat16" in capsys.readouterr().out
-    lines = [{"question": "?", "choices": ["a"], "image": str(path)} for path in sorted(pictures.rglob("*.png"))]
+    lines = [{"question": "?", "choices": ["a", "b"], "image": str(path)} for path in sorted(pictures.rglob("*.png"))]
     (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, lines)))
     command(tmp_path / "test.jsonl", *options, "--split", "test", "--output", tmp_path / "records")
     assert_same(FeatureCache.open(tmp_path / "folder"), FeatureCache.open(tmp_path / "records"))

@@ -11,7 +11,7 @@ from mmcot import MMCoTProcessor
 from mmcot.training import extract_features, load_problems, predict
 from mmcot.training.common import UserError
 from mmcot.training.evaluation.predictions import PredictionsWriter, read_header
-from mmcot.training.evaluation.results import read_predictions
+from mmcot.training.evaluation.reading import read_predictions
 
 
 @pytest.fixture(scope="module")
