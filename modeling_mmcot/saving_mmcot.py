@@ -18,8 +18,8 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 
-from .errors_mmcot import ModelError
-from .loading_mmcot import HUB_ARGUMENTS, check_loaded, loading_errors, read_weights
+from .errors_mmcot import ModelError, ModelFileError
+from .loading_mmcot import HUB_ARGUMENTS, check_loaded, loading_errors, read_weights, what_is_wrong
 
 TASK = "multimodal-cot"
 # The tags that cards carry are tasks of transformers'; the Hub's snippet names them, and gets the same pipeline.
@@ -66,10 +66,14 @@ def read_repository_files(source, **hub) -> dict[str, bytes]:
     found = {}
     for name in REPOSITORY_FILES if installed else REPOSITORY_FILES + PROCESSING_FILES:
         with contextlib.suppress(OSError):  # absent
-            found[name] = Path(str(cached_file(source, name, **hub))).read_bytes()
-            if installed and name.endswith("config.json"):
+            path = str(cached_file(source, name, **hub))
+            found[name] = Path(path).read_bytes()
+        if installed and name in found and name.endswith("config.json"):
+            try:
                 settings = json.loads(found[name], object_hook=own_code)
-                found[name] = json.dumps(settings, indent=2, ensure_ascii=False).encode() + b"\n"
+            except ValueError as error:
+                raise ModelFileError(f"{path} {what_is_wrong(path)}: download it again") from error
+            found[name] = json.dumps(settings, indent=2, ensure_ascii=False).encode() + b"\n"
     return found
 
 

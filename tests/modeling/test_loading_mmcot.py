@@ -150,6 +150,14 @@ def test_what_is_not_there_is_named(stage, what):
     refused(MMCoTForConditionalGeneration, stage)
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"<!doctype html>"])
+@pytest.mark.parametrize("name", ["processor_config.json", "tokenizer_config.json"])
+def test_broken_settings_beside_the_model_are_named(two_stage_repository, tmp_path, name, content):
+    folder = shutil.copytree(two_stage_repository, tmp_path / "repository")
+    (folder / name).write_bytes(content)
+    refused(MMCoTModel, folder, name, "download it again")
+
+
 def test_nothing_but_the_error_is_said(stage, capfd):
     """transformers would print a table of what is missing."""
     change_weights(stage, CHANGES["the backbone is missing"][0])
