@@ -46,7 +46,8 @@ def locate(source: str | os.PathLike) -> tuple[str, str | None]:
         return text, None
     path = _existing(text)
     if path is not None:
-        return str(path.parent if path.name == "problems.json" else path), None
+        original = path.name == "problems.json" and is_original(path.parent)
+        return str(path.parent if original else path), None
     base, _, config = text.rpartition(":")
     path = _existing(base) if base and config else None
     if path is not None and path.is_dir():
@@ -84,8 +85,12 @@ def download(name: str, revision: str | None, **kwargs: Any) -> str:
 
 
 def is_original(path: str | Path) -> bool:
-    """Whether it is a folder of ScienceQA's original layout."""
-    return (Path(path) / "problems.json").is_file()
+    """Whether it is a folder of ScienceQA's original layout: problems by id, and not a list of them."""
+    file = Path(path) / "problems.json"
+    if not file.is_file():
+        return False
+    with file.open("rb") as content:
+        return not content.read(100).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
 
 
 # -- files of records -------------------------------------------------------------------------------------------------

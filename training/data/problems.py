@@ -190,7 +190,7 @@ def _generate(
     stamp: str,
 ) -> Iterator[dict]:
     """Checked records; `stamp` is there to be part of the cached table's name."""
-    opened = open_source(source, config, split, image_rule, urls=allow_urls, outside=allow_outside)
+    opened = open_source(source, config, split, image_rule, columns, urls=allow_urls, outside=allow_outside)
     wanted = None if split is None or opened.selected else split_members(split)
     lines = []
 

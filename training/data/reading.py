@@ -35,8 +35,10 @@ class Opened(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def open_source(source: str, config: str | None, split: str | None, image_rule: str, **leave: bool) -> Opened:
-    """The rows of a source (see `locate`), and how the images of one are found."""
+def open_source(
+    source: str, config: str | None, split: str | None, image_rule: str, columns: Mapping[str, Any], **leave: bool
+) -> Opened:
+    """The rows of a source (see `locate`), and how the images of one are found; `leave` as `Leave.below` takes it."""
     if source.startswith("embedded"):
         from mmcot.training.data.embedded.source import embedded_rows
 
@@ -69,7 +71,7 @@ def open_source(source: str, config: str | None, split: str | None, image_rule: 
     others = left_out(source, files)
     kinds = ", ".join(sorted({f"*{file.suffix}" for file in others}))
     return Opened(
-        rows=lambda: _file_rows(files, split),
+        rows=lambda: _file_rows(files, split, spare="split" not in columns),
         images=lambda row, raw, own: given_images(raw["images"]),
         resolve=lambda row, images: image_references(images, Path(row.file).parent, allowed),
         implied=lambda row, own: implied_image(row.values, own, Path(row.file).parent),
@@ -78,13 +80,13 @@ def open_source(source: str, config: str | None, split: str | None, image_rule: 
     )
 
 
-def _file_rows(files: list[DataFile], split: str | None) -> Iterator[Row]:
+def _file_rows(files: list[DataFile], split: str | None, spare: bool) -> Iterator[Row]:
     from mmcot.training.data.tables import read_rows
 
     members = None if split is None else split_members(split)
     for file in files:
-        spare = members is not None and file.split is not None and file.split not in members
-        for row in read_rows(file.path, spare=spare):
+        another = members is not None and file.split is not None and file.split not in members
+        for row in read_rows(file.path, spare=spare and another):
             yield row._replace(split=row.split or file.split)
 
 

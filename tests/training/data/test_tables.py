@@ -92,6 +92,11 @@ def test_json_lists_and_objects(tmp_path):
     assert ids({"data": [problem(), problem()], "version": 1}) == ["mine-000000", "mine-000001"]
     assert ids({"train": [problem()], "validation": [problem(), problem()]}, "val") == ["val-000000", "val-000001"]
     assert ids(problem(id="alone")) == ["alone"]
+    (tmp_path / "list").mkdir()
+    (tmp_path / "list" / "problems.json").write_text(json.dumps([problem(id="a")]))  # not the original's layout
+    assert (
+        load_problems(tmp_path / "list")["id"][:] == load_problems(tmp_path / "list/problems.json")["id"][:] == ["a"]
+    )
     (tmp_path / "mine.json").write_text(json.dumps(problem(id=1)) + "\n" + json.dumps(problem(id=2)))
     assert load_problems(tmp_path / "mine.json")["id"][:] == ["1", "2"]  # JSON Lines by another name
 
@@ -106,6 +111,12 @@ def test_a_json_list_names_its_bad_records(tmp_path):
     (tmp_path / "mine.json").write_text(json.dumps([problem(), 3, problem(answer=9)]))
     with pytest.raises(UserError, match="2 bad records: .*mine.json: record 1: expected a JSON .*record 2: 'answ"):
         load_problems(tmp_path / "mine.json")
+
+
+def test_a_mapped_split_wins_over_the_files_name(tmp_path):
+    pd.DataFrame([problem(part="test"), problem(part="train")]).to_parquet(tmp_path / "train.parquet")
+    for split in ("train", "test"):
+        assert load_problems(tmp_path, split, columns={"split": "part"})["split"][:] == [split]
 
 
 def test_broken_parquet(tmp_path):
