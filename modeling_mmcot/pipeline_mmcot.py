@@ -62,6 +62,7 @@ class MMCoTPipeline(Pipeline):
     model: Any
 
     def __init__(self, *args, processor=None, **kwargs):
+        kwargs.pop("local_files_only", None)  # `pipeline()` has used it and hands it on
         super().__init__(*args, processor=processor, **kwargs)
         self.processor = self.processor or self.model.processor
         if self.processor is None:
