@@ -144,7 +144,7 @@ class Run:
 
     def predict(self, model, stage: str, split: str, rationales=None, out: Path | None = None, **kwargs) -> Path:
         """Predictions of a split by a trained stage, in `<stage>/predictions_<split>.jsonl`."""
-        from mmcot.training.stages.fit import training_arguments
+        from mmcot.training.stages.arguments import training_arguments
         from mmcot.training.stages.predict import predict_stage
 
         recipe = self.recipe.for_stage(stage)

@@ -2,7 +2,7 @@
 
 import importlib
 
-_HOME = {"train_stage": "fit", "training_arguments": "fit", "predict_stage": "predict"}
+_HOME = {"train_stage": "fit", "training_arguments": "arguments", "predict_stage": "predict"}
 
 __all__ = ["predict_stage", "train_stage", "training_arguments"]
 

@@ -2,33 +2,10 @@
 
 from pathlib import Path
 
+from mmcot.training.stages.arguments import training_arguments
 from mmcot.training.stages.manifest import mark_step, step_is_done
-from mmcot.training.stages.recipe import TRAINING_DEFAULTS, Recipe
-
-
-def training_arguments(recipe: Recipe, folder: Path, has_eval: bool):
-    """`Seq2SeqTrainingArguments` of a stage: our defaults, then the recipe's."""
-    import torch
-    from transformers import Seq2SeqTrainingArguments
-
-    values = {**TRAINING_DEFAULTS, **recipe.training, "output_dir": str(folder)}
-    for key in ("eval_strategy", "save_strategy", "logging_strategy"):
-        if values.get(key) is False:  # YAML reads `no` so
-            values[key] = "no"
-    if "bf16" not in recipe.training and "fp16" not in recipe.training:
-        values["bf16"] = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    values.setdefault("dataloader_pin_memory", torch.cuda.is_available())
-    if values["dataloader_pin_memory"]:  # batches are copied to the GPU while it works
-        values.setdefault("accelerator_config", {"non_blocking": True})
-    if recipe.freeze_vision:  # else a batch without pictures leaves the backbone without gradients
-        values.setdefault("ddp_find_unused_parameters", False)
-    if not has_eval:
-        values.update(eval_strategy="no", load_best_model_at_end=False)
-    elif values["eval_strategy"] == "no":
-        values["load_best_model_at_end"] = False
-    values.setdefault("generation_max_length", recipe.max_new_tokens)
-    values.setdefault("generation_num_beams", recipe.num_beams)
-    return Seq2SeqTrainingArguments(**values)
+from mmcot.training.stages.metrics import metrics_of, most_probable
+from mmcot.training.stages.recipe import Recipe
 
 
 def train_stage(
@@ -74,7 +51,8 @@ def train_stage(
             keep_images=recipe.keep_images,
             label_length=recipe.max_target_length if recipe.loss_on_padding else None,
         ),
-        compute_metrics=_metrics_of(stage, processor),
+        compute_metrics=metrics_of(stage, processor),
+        preprocess_logits_for_metrics=None if args.predict_with_generate else most_probable,
         callbacks=callbacks,
         position_bias_lr=recipe.position_bias_lr,
         tokens_per_batch=recipe.tokens_per_batch,
@@ -89,32 +67,3 @@ def train_stage(
         mark_step(folder, identity, finished=True, steps=result.global_step, seconds=seconds, history=history)
     trainer.accelerator.wait_for_everyone()
     return trainer.accelerator.unwrap_model(trainer.model)
-
-
-def _metrics_of(stage: str, processor):
-    """What evaluation during training measures: ROUGE-L of rationales, accuracy of answers; both on generated text."""
-
-    def decode(ids):
-        import numpy as np
-
-        # gathered batches are padded with -100, which no tokenizer decodes
-        ids = np.where(np.asarray(ids) < 0, processor.tokenizer.pad_token_id, ids)
-        return processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
-
-    def rouge(prediction) -> dict[str, float]:
-        from mmcot.training.evaluation.rationales import rouge_l
-
-        pairs = list(zip(decode(prediction.predictions), decode(prediction.label_ids), strict=True))
-        return {"rougeL": 100 * sum(rouge_l(text, label) for text, label in pairs) / len(pairs)}
-
-    def accuracy(prediction) -> dict[str, float]:
-        from mmcot.processing import parse_answer
-
-        pairs = list(zip(decode(prediction.predictions), decode(prediction.label_ids), strict=True))
-        right = [
-            parse_answer(text, 26) is not None and parse_answer(text, 26) == parse_answer(label, 26)
-            for text, label in pairs
-        ]
-        return {"accuracy": 100 * sum(right) / len(right)}
-
-    return rouge if stage == "rationale" else accuracy

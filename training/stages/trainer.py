@@ -1,9 +1,11 @@
 """`StageTrainer`: transformers' `Seq2SeqTrainer` with what a stage needs beyond it."""
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset
 from transformers import Seq2SeqTrainer
 
+from mmcot.training.common import UserError
 from mmcot.training.inference.generation import use_engine
 from mmcot.training.stages.batches import LengthBatchSampler
 
@@ -12,7 +14,8 @@ class StageTrainer(Seq2SeqTrainer):
     """Trains a stage on samples with the columns `length` and `target_length`.
 
     With `train_sampling_strategy="group_by_length"` batches come from `LengthBatchSampler`; every other strategy is
-    transformers' own. Training steps make no logits where there is no label.
+    transformers' own. Training steps make no logits where there is no label. A loss that isn't finite ends the
+    training.
 
     Args:
         position_bias_lr: learning rate of T5's relative position biases, as a multiple of the others'. Adam moves a
@@ -70,10 +73,42 @@ class StageTrainer(Seq2SeqTrainer):
         with self.accelerator.autocast():  # generation too, in the precision of training
             return super().prediction_step(*args, **kwargs)
 
+    def training_step(self, model, inputs, *args, **kwargs):
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        if not torch.isfinite(loss):
+            ids = ", ".join(self._ids_of(inputs))
+            raise UserError(
+                f"the loss isn't finite ({loss.item()}) at step {self.state.global_step + 1}, on the samples {ids}: "
+                "lower learning_rate, give bf16=false fp16=false, or look at these samples; the last whole checkpoint "
+                "is kept"
+            )
+        return loss
+
+    def _ids_of(self, inputs) -> list[str]:
+        """Ids of the problems in a batch, known again by their tokens: batches themselves carry no text."""
+        pad, ids = self.processing_class.tokenizer.pad_token_id, []
+        wanted = {tuple(token for token in row if token != pad) for row in inputs["input_ids"].tolist()}
+        columns = (self.train_dataset[name] for name in ("id", "input_ids"))
+        for id_, tokens in zip(*columns, strict=True):
+            if tuple(token for token in tokens if token != pad) in wanted:
+                ids.append(str(id_))
+        return ids
+
     def compute_loss(self, model, inputs, *args, **kwargs):
-        if model.training and self.label_smoother is None and self.compute_loss_func is None:
+        if self.label_smoother is not None and "labels" in inputs:
+            inputs = self._for_smoothing(inputs)
+        elif model.training and self.compute_loss_func is None:
             inputs = {**inputs, "skip_logits": True}
         return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def _for_smoothing(self, inputs):
+        """The Trainer takes a smoothed loss from logits by itself, and keeps the labels from the model: which then
+        needs the decoder's inputs, and can't count padding."""
+        stage = self.accelerator.unwrap_model(self.model)
+        labels = inputs["labels"]
+        if stage.config.loss_on_padding:
+            labels = labels.masked_fill(labels == -100, stage.config.pad_token_id)
+        return {**inputs, "labels": labels, "decoder_input_ids": stage._shift_right(labels)}
 
 
 def _column(samples: Dataset, name: str) -> np.ndarray:

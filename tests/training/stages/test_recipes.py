@@ -6,10 +6,11 @@ import pytest
 import torch
 import yaml
 
-from mmcot.training.stages.recipe import RECIPES, Recipe, load_recipe
+from mmcot.training.stages.recipe import Recipe, load_recipe
+from mmcot.training.stages.recipe_file import RECIPES, recipe_files
 
-NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
-ACCELERATE = sorted((RECIPES.parent / "accelerate").glob("*.yaml"))
+NAMES = sorted(recipe_files())
+LAUNCH = sorted((RECIPES.parent / "launch").glob("*.yaml"))
 T5 = {"d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
 # a picture becomes 2 x 2 patches and a class token
 VIT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -78,11 +79,23 @@ def test_recipes_hold_the_papers_settings():
     ]
     assert batches == [2 * 4, 4 * 4]  # four GPUs in the original's commands
     assert all(recipe.loss_on_padding and recipe.source_truncation == "end" for recipe in (v1, large, v5, *stages))
+    for recipe, metric in [(r, m) for r in (v1, large, v5) for m in ("rougeL", "accuracy")]:
+        training = recipe.for_stage("rationale" if metric == "rougeL" else "answer").training
+        assert training["metric_for_best_model"] == metric and training["bf16"] is training["fp16"] is False
+        assert recipe.answer_mode == "generate" and recipe.num_beams == 1 and recipe.max_source_length == 512
+        assert (training["weight_decay"], training["lr_scheduler_type"], training["warmup_steps"]) == (
+            0.01,
+            "linear",
+            0,
+        )
+        assert training["predict_with_generate"] == (recipe.protocol == "generated")
+        assert training["load_best_model_at_end"] == (recipe is v5)
+    assert (v1.training["learning_rate"], v1.training["num_train_epochs"]) == (5e-5, 20)
     for stage, length in zip(stages, (512, 64), strict=True):
         assert stage.max_target_length == length and stage.training["num_train_epochs"] == 50
 
 
-@pytest.mark.parametrize("path", ACCELERATE, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", LAUNCH, ids=lambda path: path.stem)
 def test_launch_configuration_is_read_by_accelerate(path):
     from accelerate.commands.config.config_args import load_config_from_file
 
@@ -127,12 +140,12 @@ def test_backbone_ablation_runs_on_cached_features(name, tmp_path):
 
     problems = load_problems("embedded:n=8", image_rule="original")
     torch.manual_seed(0)
-    vision = AutoModel.from_config(ViTConfig(**VIT))
-    features = extract_features(
-        problems, vision, tmp_path / "features", image_processor=image_processor_for(32), device="cpu", num_workers=0
-    )
+    vision = tmp_path / "vision"
+    AutoModel.from_config(ViTConfig(**VIT)).save_pretrained(vision)
+    image_processor_for(32).save_pretrained(vision)
+    features = extract_features(problems, str(vision), tmp_path / "features", device="cpu", num_workers=0)
     assert load_recipe(name).vision == name.removeprefix("backbone-")
-    result = run_tiny(name, tmp_path, features=str(features.path))["test"]
+    result = run_tiny(name, tmp_path, vision=str(vision), features=str(features.path))["test"]
     assert result["n"]["Avg"] == 8 and result["rationale_n"] == 8
     model = MMCoTModel.from_pretrained(tmp_path / name / "hub")
     assert model.vision is not None and model.rationale.config.image_feature_size == 16
