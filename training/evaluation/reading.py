@@ -24,13 +24,12 @@ def read_problems(source: str | Path, split: str | None = None) -> tuple[dict[st
     path = Path(source)
     if (path / "problems.json").is_file():
         path = path / "problems.json"
-    content = _read_json(path) if path.is_file() and path.suffix != ".parquet" else None
-    if content is None or (isinstance(content, list) and any("id" not in record for record in content)):
-        from mmcot.training.data.problems import (
-            load_problems,
-        )  # which knows the other forms, and gives ids to records without
+    json_file = path.is_file() and path.suffix in (".json", ".jsonl", ".ndjson")
+    content = _read_json(path) if json_file else None
+    if content is None or not (path.name == "problems.json" or _is_bare(content)):
+        from mmcot.training.data.problems import load_problems  # which knows every form and name of field
 
-        content = load_problems(source, split).remove_columns("images")
+        content = load_problems(source, split, image_rule="none", require_answer=False).remove_columns("images")
     problems = by_id(content, path)
     for id_, problem in problems.items():
         if not isinstance(problem, dict):
@@ -44,6 +43,15 @@ def read_problems(source: str | Path, split: str | None = None) -> tuple[dict[st
             if problem.get("split"):
                 splits.setdefault(problem["split"], []).append(id_)
     return problems, splits
+
+
+def _is_bare(content: Any) -> bool:
+    """Whether the records hold what scoring needs and no questions."""
+    records = list(content.values() if isinstance(content, Mapping) else content if isinstance(content, list) else [])
+    bare = [
+        isinstance(record, Mapping) and ("num_choices" in record or "question" not in record) for record in records
+    ]
+    return not records or all(bare)
 
 
 def read_predictions(path: str | Path) -> dict[str, Any]:
