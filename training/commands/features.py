@@ -22,6 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image-rule", choices=("all", "original"), default="all", help="which pictures of a question"
     )
+    parser.add_argument("--allow-urls", action="store_true", help="read pictures from http(s) addresses")
+    parser.add_argument("--allow-outside", action="store_true", help="read pictures outside of SOURCE")
     parser.add_argument("--vision-feature", choices=("last_hidden_state", "pooler_output"), help="output to keep")
     parser.add_argument("--batch-size", type=int, default=32, help="pictures a step (default: 32)")
     parser.add_argument("--dtype", choices=DTYPES, default="float16", help="to store in (default: float16)")
@@ -59,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
             args.output,
             split=args.split,
             image_rule=args.image_rule,
+            allow_urls=args.allow_urls,
+            allow_outside=args.allow_outside,
             vision_feature=args.vision_feature,
             batch_size=args.batch_size,
             dtype=args.dtype,

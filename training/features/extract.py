@@ -9,7 +9,6 @@ from pathlib import Path
 from mmcot.training.common import MissingFileError, UserError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
-DATA_FILES = ("problems.json", "*.jsonl", "*.parquet")  # a folder without any of these is one of pictures
 DTYPES = ("float16", "bfloat16", "float32")
 
 
@@ -18,8 +17,6 @@ def extract_features(
     backbone,
     out: str | Path,
     *,
-    split: str | None = None,
-    image_rule: str = "all",
     image_processor=None,
     vision_feature: str | None = None,
     batch_size: int = 32,
@@ -30,6 +27,7 @@ def extract_features(
     num_processes: int | None = None,
     shard_bytes: int | None = None,
     show_progress: bool = True,
+    **source_options,
 ):
     """Run a backbone over every picture, once each, and return the `FeatureCache`.
 
@@ -45,7 +43,6 @@ def extract_features(
         backbone: "detr", "vit", "clip" or "resnet", the paper's; another image model in a folder or on the Hub, with
             its image processor's configuration; or a model. See `load_backbone`.
         out: the cache's folder.
-        split, image_rule: as for `load_problems`, where `problems` is a source.
         image_processor: needed with a model, else in place of the backbone's own.
         vision_feature: output of the backbone to keep, `last_hidden_state` or `pooler_output`; the preset's, or the
             former.
@@ -55,6 +52,8 @@ def extract_features(
         num_workers: processes that read and decode while the backbone computes.
         process_index, num_processes: this process's share, where accelerate isn't to say.
         shard_bytes: size of a shard; what an interruption can lose.
+        source_options: `split`, `image_rule`, `columns`, `allow_urls`, … of `load_problems`, where `problems` is a
+            source.
 
     Raises:
         UserError: an option is wrong; pictures can't be read (the message names them), or there are none; the features
@@ -81,7 +80,7 @@ def extract_features(
     _try(device)
     backbone = load_backbone(backbone, image_processor, vision_feature)  # first: it may have to be downloaded
     if isinstance(problems, str | Path):
-        problems = _read_source(problems, split, image_rule)
+        problems = _read_source(problems, source_options)
     vision, out = backbone.vision.to(device).eval(), Path(out)
     info = {**backbone.info, "keys": "image content"}
     make_writer = partial(FeatureWriter, out, info, getattr(torch, dtype), process_index, shard_bytes or SHARD_BYTES)
@@ -149,14 +148,16 @@ def _try(device) -> None:
         raise UserError(f"device (--device) {device} can't be used here ({reason:.150}); leave it out") from None
 
 
-def _read_source(source: str | Path, split: str | None, image_rule: str):
-    """Problem records, or the image files of a folder that holds no problems."""
-    folder = Path(source)
-    if folder.is_dir() and not any(next(folder.rglob(name), None) for name in DATA_FILES):
-        return image_files(folder)
+def _read_source(source: str | Path, options: dict):
+    """Problem records, or the image files of a folder that holds no records."""
+    from mmcot.training.data.files import NOT_RECORDS, SUFFIXES
     from mmcot.training.data.problems import load_problems
 
-    return load_problems(source, split, image_rule=image_rule, require_answer=False)
+    if Path(source).is_dir():
+        files = (path for path in Path(source).rglob("*") if path.name not in NOT_RECORDS)
+        if not any(path.suffix.lower() in SUFFIXES for path in files):
+            return image_files(source)
+    return load_problems(source, require_answer=False, **options)
 
 
 def image_files(folder: str | Path) -> list[Path]:

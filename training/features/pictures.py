@@ -1,5 +1,6 @@
 """Pictures on their way to the backbone: read and decoded once, put into batches of one size."""
 
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -49,13 +50,18 @@ class Pictures(torch.utils.data.Dataset):
                     pixels = self.image_processor(load_image(content), return_tensors="pt")["pixel_values"][0]
                     items.append(Picture(key, name, pixels))
             except Exception as error:  # as text: a worker's exception would arrive as a long traceback
-                items.append(Unreadable(name, _reason(error)))
+                items.append(Unreadable(name, _reason(reference, error)))
         return items
 
 
-def _reason(error: Exception) -> str:
+def _reason(reference, error: Exception) -> str:
+    """What is wrong, with the file's name, in a few words."""
     text = (str(error).strip() or type(error).__name__).partition("\n")[0]
-    return "no image of a known format" if text.startswith("cannot identify image file") else text[-120:]
+    content = re.match(r"cannot read image \(\d+ bytes\): ", text)  # said of the bytes that were read
+    path = reference.get("path") if isinstance(reference, dict) else reference
+    if content and isinstance(path, str | Path):
+        text = f"{Path(path).name}: {text[content.end() :]}"
+    return text[-150:]
 
 
 class Groups(NamedTuple):

@@ -9,19 +9,32 @@ import torch
 from PIL import Image
 
 
-def in_child(function) -> list[float]:
+def in_child(function):
     """The function's result, from a process of its own."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        torch.set_num_threads(1)  # a forked process has only this thread
-        os.write(writing, json.dumps(function()).encode())
-        os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as file:
-        result = file.read()
-    os.waitpid(child, 0)
-    return json.loads(result)
+    return in_children(function)[0]
+
+
+def in_children(*functions) -> list:
+    """The functions' results, each from a process of its own, all at once; None of one that was killed."""
+    children = []
+    for function in functions:
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            torch.set_num_threads(1)  # a forked process has only this thread
+            try:
+                os.write(writing, json.dumps(function()).encode())
+            finally:
+                os._exit(0)
+        os.close(writing)
+        children.append((child, reading))
+    results = []
+    for child, reading in children:
+        with os.fdopen(reading) as file:
+            result = file.read()
+        os.waitpid(child, 0)
+        results.append(json.loads(result) if result else None)
+    return results
 
 
 def resident(which: str) -> float:
