@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
-from transformers import Seq2SeqTrainer
+from transformers import Seq2SeqTrainer, TrainerCallback
 
 from mmcot.training.common import UserError
 from mmcot.training.inference.generation import use_engine
@@ -29,6 +29,7 @@ class StageTrainer(Seq2SeqTrainer):
         self.position_bias_lr = position_bias_lr
         self.tokens_per_batch = tokens_per_batch
         super().__init__(*args, **kwargs)
+        self.add_callback(_EpochOrder())
         use_engine(self.model)  # evaluation generates as prediction does
 
     def create_optimizer(self, model=None):
@@ -109,6 +110,25 @@ class StageTrainer(Seq2SeqTrainer):
         if stage.config.loss_on_padding:
             labels = labels.masked_fill(labels == -100, stage.config.pad_token_id)
         return {**inputs, "labels": labels, "decoder_input_ids": stage._shift_right(labels)}
+
+
+class _EpochOrder(TrainerCallback):
+    """Tells every sampler the epoch, however deep it is wrapped.
+
+    accelerate does so itself, but for a training that is resumed within an epoch by several processes: there the
+    batches that are skipped lie one wrapper deeper, and the order of epoch 0 would come again.
+    """
+
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        epoch, queue, seen = int(state.epoch or 0), [train_dataloader], set()
+        while queue:
+            sampler = queue.pop()
+            if sampler is None or id(sampler) in seen:
+                continue
+            seen.add(id(sampler))
+            if sampler is not train_dataloader and hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(epoch)
+            queue += [getattr(sampler, name, None) for name in ("batch_sampler", "sampler")]
 
 
 def _column(samples: Dataset, name: str) -> np.ndarray:

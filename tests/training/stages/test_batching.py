@@ -28,6 +28,21 @@ def test_every_sample_is_there_once_and_each_process_has_as_many_batches(lengths
         assert max(len(batch) for part in parts for batch in part) <= settings["batch_size"]
 
 
+@pytest.mark.parametrize("count", [12726, 9])
+@pytest.mark.parametrize("batch_size", [1, 8])
+@pytest.mark.parametrize("num_processes", [2, 4, 8])
+def test_batches_are_never_larger_than_asked_nor_empty(count, batch_size, num_processes):
+    """ScienceQA's training split among others; samples come twice only where batches outnumber samples."""
+    draw = np.random.default_rng(count)
+    lengths = draw.integers(20, 300, count), draw.integers(5, 200, count)
+    sampler = LengthBatchSampler(*lengths, batch_size=batch_size, num_processes=num_processes)
+    sizes = [len(batch) for batch in sampler]
+    assert max(sizes) <= batch_size and min(sizes) >= 1 and len(sizes) == len(sampler)
+    assert len(sizes) % num_processes == 0 and len(sizes) - num_processes < count / batch_size
+    times = np.bincount(sum(sampler, []), minlength=count)
+    assert times.min() == 1 and times.max() <= 2 and times.sum() == max(count, len(sizes))
+
+
 def test_little_is_padded(lengths):
     draw = np.random.default_rng(1)
     unsorted = [draw.permutation(1000)[:8] for _ in range(100)]
