@@ -1,215 +1,167 @@
-"""The data path, timed: the feature cache, the batches, the start of a training run, the extraction of features."""
+"""The data path, timed: the feature cache, an epoch's batches by number of samples, the start of a training run.
 
-import importlib.util
+Each in a process of its own, whose memory is looked at; files have just been written, so that no disk is read.
+"""
+
 import json
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 
-from mmcot.training.benchmark import measure
-from mmcot.training.benchmark.inputs import PATCHES, WIDTH, draw_lengths
+from mmcot.training.benchmark.children import found_in_child
+from mmcot.training.benchmark.inputs import PATCHES, VOCABULARY, WIDTH, draw_lengths, make_problems, make_tokenizer
+from mmcot.training.benchmark.measure import resident
 
-ALL_PICTURES = 11208  # rows of ScienceQA's features
-BATCH = 64
-
-
-def benchmark_data(device: torch.device, options) -> dict:
-    """The figures of `mmcot benchmark data`."""
-    result = {"sampler": sampler_costs(options.sampler_sizes)}
-    with tempfile.TemporaryDirectory(prefix="mmcot-benchmark-") as folder:
-        folder = Path(folder)
-        free = shutil.disk_usage(folder).free
-        pictures = options.cached_pictures
-        if 2 * pictures * PATCHES * WIDTH * 2 > free:
-            pictures = max(256, int(free / 4 / (PATCHES * WIDTH * 2)))
-        result["cache"] = cache_costs(folder / "features", pictures)
-        if importlib.util.find_spec("datasets") is not None:
-            result["start_up"] = start_up(folder, options.problems)
-        else:
-            result["start_up"] = {"left_out": "the package `datasets` is not installed"}
-    return result
+CACHE_BATCH, CACHE_BATCHES = 64, 20
+TOKENS_PER_BATCH, FETCHED_BATCHES = 2048, 50
+ROWS = 10000  # of the table that larger files repeat
+BYTES_OF_SAMPLE = 1000  # about, in an Arrow table
 
 
-def cache_costs(path: Path, pictures: int) -> dict:
-    """Opening a cache and reading batches from it, in a process of its own, whose memory is looked at."""
+def benchmark_data(shape: str, device: torch.device, options) -> dict:
+    """The figures of `mmcot benchmark data`: {"cache": …, "samples": […], "start_up": …}."""
+    with tempfile.TemporaryDirectory(prefix="mmcot-benchmark-") as name:
+        folder = Path(name)
+        return {
+            "cache": cache_costs(folder, options.cached_pictures),
+            "samples": [sample_costs(folder, size) for size in options.sample_sizes],
+            "start_up": start_up(folder, options.problems),
+        }
+
+
+def cache_costs(folder: Path, pictures: int) -> dict:
+    """Opening a cache of so many pictures and reading batches from it; fewer where the disk has no room."""
     from mmcot.training.features.shards import FeatureWriter, write_index
 
+    pictures = min(pictures, max(256, shutil.disk_usage(folder).free // (4 * PATCHES * WIDTH)))
     block = torch.randn(256, PATCHES, WIDTH).to(torch.float16)
-    start = time.perf_counter()
-    with FeatureWriter(path, {"backbone": "random", "keys": "image content"}, torch.float16) as writer:
+    with FeatureWriter(folder / "cache", {"backbone": "random", "keys": "image content"}, block.dtype) as writer:
         for first in range(0, pictures, len(block)):
             count = min(len(block), pictures - first)
             writer.add([f"{number:032x}" for number in range(first, first + count)], block[:count])
-    write_index(path)
-    written = time.perf_counter() - start
-    size = sum(file.stat().st_size for file in path.iterdir())
-    command = [sys.executable, "-c", f"{_IN_CHILD}main({str(path)!r}, {pictures}, {BATCH})"]
-    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-    return {"pictures": pictures, "bytes": size, "write_bytes_per_second": size / written, **found}
+    write_index(folder / "cache")
+    found = found_in_child(f"{__name__}:read_cache", folder / "read", path=folder / "cache", pictures=pictures)
+    shutil.rmtree(folder / "cache")
+    return {"pictures": pictures, **found}
 
 
-_IN_CHILD = """
-import json, sys, time
-import numpy as np
-from mmcot.training.benchmark.measure import resident
-from mmcot.training.features.cache import FeatureCache
+def read_cache(path: str, pictures: int) -> dict:
+    """In a child."""
+    from mmcot.training.features.cache import FeatureCache
 
-def main(path, pictures, batch):
-    before = resident()
-    start = time.perf_counter()
+    before, start = resident(), time.perf_counter()
     cache = FeatureCache.open(path)
-    opened = time.perf_counter() - start
-    after = resident()
+    opened, after = time.perf_counter() - start, resident()
     draw = np.random.default_rng(0)
-    batches = [[[f"{n:032x}"] for n in draw.choice(pictures, batch, replace=False)] for _ in range(20)]
-    cache.collate(batches[0])
+    keys = [[[f"{n:032x}"] for n in draw.choice(pictures, CACHE_BATCH)] for _ in range(CACHE_BATCHES + 1)]
+    cache.collate(keys[0])
     start = time.perf_counter()
-    size = sum(cache.collate(keys)["image_features"].nbytes for keys in batches[1:])
-    spent = time.perf_counter() - start
-    memory = None if before is None else after - before
-    grown = None if before is None else resident("VmHWM") - after
-    print(json.dumps({
-        "open_seconds": opened, "open_resident_bytes": memory, "batch": batch,
-        "read_bytes_per_second": size / spent, "batch_bytes": size // 19, "reading_peak_resident_bytes": grown,
-    }))
+    size = sum(cache.collate(own)["image_features"].nbytes for own in keys[1:])
+    spent, highest = time.perf_counter() - start, resident("VmHWM")
+    return {
+        "open_seconds": opened,
+        "open_resident_bytes": after and after - before,
+        "batch": CACHE_BATCH,
+        "batch_bytes": size // CACHE_BATCHES,
+        "read_bytes_per_second": size / spent,
+        "reading_peak_resident_bytes": highest and highest - after,
+    }
 
-"""
+
+def sample_costs(folder: Path, count: int) -> dict:
+    """What a sample costs in an epoch over so many on disk, and the process's memory; or why it was `left_out`."""
+    if count * BYTES_OF_SAMPLE > shutil.disk_usage(folder).free / 2:
+        return {"samples": count, "left_out": "the disk has no room for it"}
+    path = folder / "samples.arrow"
+    write_samples(path, count)
+    found = found_in_child(f"{__name__}:read_samples", folder / "samples", path=path)
+    path.unlink()
+    return {"samples": count, **found}
 
 
-def sampler_costs(sizes: list[int]) -> list[dict]:
-    """Time and memory of an epoch's batches, by number of samples: flat per sample."""
-    from mmcot.training.stages.batches import LengthBatchSampler, padded_share
+def write_samples(path: Path, count: int) -> None:
+    """An Arrow file of samples as `stage_dataset` leaves them, without pictures: ScienceQA's lengths, random ids."""
+    import pyarrow as pa
 
-    lengths = draw_lengths(10000)
-    source = np.array([length.source for length in lengths])
-    target = np.array([length.target for length in lengths])
-    costs = []
-    for size in sizes:
-        sampler = LengthBatchSampler(np.resize(source, size), np.resize(target, size), tokens_per_batch=16000)
-        start = time.perf_counter()
-        batches = sum(1 for _ in sampler)
-        spent = time.perf_counter() - start
-        share = padded_share(sampler) if size <= 100000 else None
-        costs.append(
-            {"samples": size, "batches": batches, "microseconds_per_sample": 1e6 * spent / size, "padding": share}
-        )
-    return costs
+    drawn, draw = draw_lengths(min(count, ROWS)), np.random.default_rng(0)
+    columns = {"id": pa.array([str(number) for number in range(len(drawn))])}
+    for tokens, column, length in (("input_ids", "length", "source"), ("labels", "target_length", "target")):
+        lengths = np.array([getattr(row, length) for row in drawn])
+        dtype = np.int32 if tokens == "input_ids" else np.int64
+        values = pa.array(draw.integers(2, VOCABULARY, lengths.sum(), dtype=dtype))
+        columns[tokens] = pa.ListArray.from_arrays(pa.array(np.append(0, lengths.cumsum()), pa.int32()), values)
+        columns[column] = pa.array(lengths)
+    table = pa.table(columns)
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        for first in range(0, count, len(table)):
+            writer.write_table(table.slice(0, min(len(table), count - first)), max_chunksize=1000)
+
+
+def read_samples(path: str) -> dict:
+    """In a child: batches of an epoch, some of them read and padded."""
+    from datasets import Dataset
+
+    from mmcot.training.stages.batches import LengthBatchSampler
+    from mmcot.training.stages.samples import StageCollator
+
+    before = resident("RssAnon")
+    samples = Dataset.from_file(path)
+    lengths = [np.asarray(samples.with_format("numpy")[name][:]) for name in ("length", "target_length")]
+    start = time.perf_counter()
+    epoch = list(LengthBatchSampler(*lengths, tokens_per_batch=TOKENS_PER_BATCH))
+    drawing, after = time.perf_counter() - start, resident("RssAnon")
+    tokenizer = SimpleNamespace(pad_token_id=0)  # padding takes nothing else of a processor
+    collate = StageCollator(SimpleNamespace(tokenizer=tokenizer, image_processor=None), with_images=False)
+    kept = [epoch[i] for i in np.linspace(0, len(epoch) - 1, min(FETCHED_BATCHES, len(epoch))).astype(int)]
+    start = time.perf_counter()
+    fetched = sum(
+        len(batch["input_ids"])
+        for batch in torch.utils.data.DataLoader(samples, batch_sampler=kept, collate_fn=collate)
+    )
+    return {
+        "epoch_samples": sum(map(len, epoch)),
+        "epoch_microseconds_per_sample": 1e6 * drawing / len(samples),
+        "fetch_microseconds_per_sample": 1e6 * (time.perf_counter() - start) / fetched,
+        "anonymous_bytes": after and after - before,
+    }
 
 
 def start_up(folder: Path, problems: int) -> dict:
-    """Seconds from the command to the first training step of a run on JSON Lines; the first time, and again."""
+    """Seconds until the samples of a run on JSON Lines are there; the first time, and again."""
     from mmcot.processing import MMCoTProcessor
-    from mmcot.training.benchmark.inputs import make_problems, make_tokenizer
 
     tokenizer, words = make_tokenizer()
     tokenizer.save_pretrained(folder / "tokenizer")
-    keys = ("id", "question", "choices", "answer", "context", "lecture", "solution")
     with open(folder / "problems.jsonl", "w", encoding="utf-8") as file:
         for problem in make_problems(draw_lengths(problems), MMCoTProcessor(None, tokenizer), words):
-            file.write(json.dumps({**{key: problem[key] for key in keys}, "split": "train"}) + "\n")
-    code = f"""
-import time
-start = time.perf_counter()
-from mmcot.training.stages.recipe import from_dict
-from mmcot.training.train import Run
-run = Run(from_dict({{
-    "data": {str(folder / "problems.jsonl")!r}, "tokenizer": {str(folder / "tokenizer")!r}, "eval_split": None,
-    "test_split": None, "output_dir": {str(folder / "run")!r}, "model": {{"d_model": 16, "d_kv": 4, "d_ff": 16}},
-    "use_cpu": True,
-}}))
-samples = run.training_samples("rationale")
-samples[0], samples["length"][:], samples["target_length"][:]
-print(len(samples), time.perf_counter() - start)
-"""
-    environment = {**os.environ, "HF_DATASETS_CACHE": str(folder / "datasets"), "HF_HUB_OFFLINE": "1"}
-    times = []
-    for _ in range(2):
-        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-        if done.returncode:
-            return {"failed": done.stderr.strip().splitlines()[-1]}
-        count, spent = done.stdout.split()[-2:]
-        times.append(float(spent))
-    return {"problems": int(count), "first_seconds": times[0], "seconds": times[1]}
+            file.write(json.dumps({**problem, "split": "train"}) + "\n")
+    environment = {"HF_DATASETS_CACHE": str(folder / "datasets")}
+    first, again = (
+        found_in_child(f"{__name__}:start_run", folder / f"start-{turn}", environment, folder=folder)
+        for turn in range(2)
+    )
+    return {**again, "first_seconds": first["seconds"]}
 
 
-def benchmark_features(shape: str, device: torch.device, options) -> dict:
-    """Extraction from picture files against the backbone alone on pictures in memory, at the same batch size."""
-    from PIL import Image
-    from transformers import ViTConfig, ViTModel
+def start_run(folder: str) -> dict:
+    """In a child."""
+    start = time.perf_counter()
+    from mmcot.training.stages.recipe import from_dict
+    from mmcot.training.train import Run
 
-    from mmcot.processing import image_processor_for
-    from mmcot.training.features.extract import extract_features
-    from mmcot.vision_mmcot import get_image_features
-
-    sizes = {
-        "tiny": dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, image_size=64),
-        "small": dict(hidden_size=384, num_hidden_layers=6, num_attention_heads=6, intermediate_size=1536),
-    }  # else ViT-L/32 at 384 pixels, as the paper's
-    large = dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)
-    config = ViTConfig(**{"image_size": 384, "patch_size": 32, **sizes.get(shape, large)})
-    torch.manual_seed(0)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    vision = ViTModel(config, add_pooling_layer=False).to(device, dtype).eval()
-    batch, count = options.feature_batch, options.feature_pictures
-    with tempfile.TemporaryDirectory(prefix="mmcot-benchmark-") as folder:
-        folder = Path(folder)
-        (folder / "pictures").mkdir()
-
-        def draw(number: int) -> None:
-            pixels = np.random.default_rng(number).integers(0, 255, (48, 64, 3), dtype=np.uint8)
-            picture = Image.fromarray(pixels).resize((640, 480), Image.BICUBIC)  # smooth, as diagrams and photos are
-            picture.save(folder / "pictures" / f"{number}.png", compress_level=1)
-
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(draw, range(count)))
-        pixels = torch.randn(batch, 3, config.image_size, config.image_size, device=device, dtype=dtype)
-        rounds = max(1, count // batch)
-
-        @torch.no_grad()
-        def alone():
-            for _ in range(rounds):
-                get_image_features(vision, pixels)
-
-        alone()
-        few = max(1, count // 4)
-        (folder / "few").mkdir()
-        for number in range(few):
-            os.link(folder / "pictures" / f"{number}.png", folder / "few" / f"{number}.png")
-
-        def extraction(pictures: str, turn: int) -> float:
-            start = time.perf_counter()
-            extract_features(
-                folder / pictures,
-                vision,
-                folder / f"features-{pictures}-{turn}",
-                image_processor=image_processor_for(config.image_size),
-                batch_size=batch,
-                device=device.type,
-                show_progress=False,
-                dtype="bfloat16",
-            )
-            return time.perf_counter() - start
-
-        pairs = []
-        for turn in range(options.repeats):
-            if turn and measure.too_late(options.deadline):
-                break
-            own = rounds * batch / measure.seconds(alone, device)
-            # what more pictures take: starting up is the same for few and many
-            pairs.append(((count - few) / (extraction("pictures", turn) - extraction("few", turn)), own))
-        return {
-            "pictures": count,
-            "batch_size": batch,
-            "parameters": sum(weight.numel() for weight in vision.parameters()),
-            "extracted_per_second": measure.spread([taken for taken, _ in pairs]),
-            "backbone_alone_per_second": measure.spread([own for _, own in pairs]),
-            "ratio": measure.spread([taken / own for taken, own in pairs]),
-        }
+    recipe = {
+        "data": f"{folder}/problems.jsonl",
+        "tokenizer": f"{folder}/tokenizer",
+        "eval_split": None,
+        "test_split": None,
+        "output_dir": f"{folder}/run",
+        "model": {"d_model": 16, "d_kv": 4, "d_ff": 16},
+        "use_cpu": True,
+    }
+    samples = Run(from_dict(recipe)).training_samples("rationale")
+    return {"problems": len(samples), "seconds": time.perf_counter() - start}

@@ -1,15 +1,20 @@
-"""Inference of both stages, timed in two arms that take turns: the published project's way, and this package's.
+"""Both stages, timed in arms that take turns: the published project's way, and what this package ships.
 
 `original` pads sources to 512, computes in fp32 with materialised attention, generates in unsorted batches of the
 recipe's size without a cache until the longest row of a batch ends, one stage after the other, with the text written,
-read and tokenised in between, and generates the answer too. `ours` is `answer_questions`: cached features, rows that
-come and go, ids joined on the device, options scored by one decoder step; bf16 on a GPU.
+read and tokenised in between, and generates the answer too. `mmcot predict` is `predict`, from problem records and a
+feature cache to a finished file; `engine alone` the same work on inputs that are tokens already; `pipeline` what
+`load_pipeline` gives, on text alone.
 
-Random weights don't know when to end: in both arms each rationale gets the length of a real one, at most
+Random weights don't know when to end: in all arms each rationale gets the length of a real one, at most
 `max_new_tokens`.
 """
 
+import json
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +22,15 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from mmcot.training.benchmark import measure
-from mmcot.training.benchmark.inputs import TEST_SIZE, make_model
-from mmcot.training.benchmark.train import PADDED, as_the_original_has_them, setting
+from mmcot.training.benchmark.children import found_in_child
+from mmcot.training.benchmark.inputs import TEST_SIZE, Setting, make_model
+from mmcot.training.benchmark.train import PADDED
+from mmcot.training.inference import decoder
+from mmcot.training.inference.engine import answer_questions
+from mmcot.training.inference.predict import load_pipeline, predict
 
 ORIGINAL_BATCH = 8
+PIPELINE_BATCH = 64
 ANSWER_TOKENS = 8  # of "The answer is (B)."
 
 
@@ -36,200 +46,187 @@ class EndAt(LogitsProcessor):
         return scores
 
 
+@contextmanager
+def forced_lengths(lengths: dict[str, int]) -> Iterator[None]:
+    """Within the block the decoder's rows end at these lengths: of their ids, or, where rows are numbered as the
+    pipeline does it, in the order of `lengths`."""
+    in_order, whole = iter(lengths.values()), decoder.Slots
+
+    class ForcedSlots(whole):
+        def admit(self, rows):
+            super().admit(rows)
+            own = {key: lengths[key] if key in lengths else next(in_order) for key, *_ in rows}
+            self.limits = [own.get(key, limit) for key, limit in zip(self.keys, self.limits, strict=True)]
+
+        def step(self, next_logits, ends):
+            super().step(next_logits, ends)
+            self.finished_rows[:] = False
+
+    decoder.Slots = ForcedSlots
+    try:
+        yield
+    finally:
+        decoder.Slots = whole
+
+
 class OriginalInference:
     """The published project's two runs of prediction on our network."""
 
-    name = "original"
-
-    def __init__(
-        self,
-        two_stage,
-        shape: str,
-        processor,
-        features: torch.Tensor,
-        device: torch.device,
-        lengths,
-        kind: str = "vit",
-    ):
-        self.processor, self.device, self.lengths = processor, device, lengths
-        self.features = as_the_original_has_them(features, kind)
+    def __init__(self, two_stage, shape: str, setting: Setting, device: torch.device, lengths: dict[str, int]):
+        self.setting, self.device, self.lengths = setting, device, lengths
+        self.features = setting.original_features()
         self.stages = torch.nn.ModuleDict()
         for stage in ("rationale", "answer"):
-            model = make_model(shape, stage, attention="eager", features=kind).to(device).eval()
+            model = make_model(shape, stage, attention="eager", features=setting.kind).to(device).eval()
             model.load_state_dict(two_stage.get_stage(stage).state_dict())
             self.stages[stage] = model
-        self.model = self.stages
 
-    def _generate(
-        self, stage: str, problems: list[dict], rationales: list[str | None], lengths: list[int]
-    ) -> list[str]:
-        ids = np.zeros((len(problems), PADDED), dtype=np.int64)
-        mask = np.zeros_like(ids)
-        for i, (problem, rationale) in enumerate(zip(problems, rationales, strict=True)):
-            source = self.processor.encode(problem, stage, rationale=rationale)["input_ids"]
+    def answer(self, problems: list[dict]) -> None:
+        batches = [problems[first : first + ORIGINAL_BATCH] for first in range(0, len(problems), ORIGINAL_BATCH)]
+        written = [self._generate("rationale", batch, [self.lengths[p["id"]] for p in batch]) for batch in batches]
+        for batch, rationales in zip(batches, written, strict=True):
+            self._generate("answer", batch, [ANSWER_TOKENS] * len(batch), rationales)
+
+    def _generate(self, stage: str, problems: list[dict], lengths: list[int], rationales=None) -> list[str]:
+        ids = torch.zeros(len(problems), PADDED, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for i, problem in enumerate(problems):
+            rationale = None if rationales is None else rationales[i]
+            source = torch.tensor(self.setting.processor.encode(problem, stage, rationale=rationale)["input_ids"])
             ids[i, : len(source)], mask[i, : len(source)] = source, 1
-        blank = torch.zeros_like(self.features[0])
-        images = [self.features[problem["row"]] if problem["picture"] else blank for problem in problems]
+        images = self.setting.original_images([problem["id"] for problem in problems], self.features)
         model = self.stages[stage]
         written = model.generate(
-            input_ids=torch.from_numpy(ids).to(self.device),
-            attention_mask=torch.from_numpy(mask).to(self.device),
-            image_features=torch.stack(images).to(self.device),
+            input_ids=ids.to(self.device),
+            attention_mask=mask.to(self.device),
+            image_features=images.to(self.device),
             use_cache=False,
             do_sample=False,
             max_new_tokens=max(lengths),
             logits_processor=LogitsProcessorList([EndAt(lengths, model.config.eos_token_id)]),
         )
-        return self.processor.tokenizer.batch_decode(known(written, self.processor), skip_special_tokens=True)
-
-    def run(self, problems: list[dict]) -> dict:
-        def both():
-            rationales = []
-            for first in range(0, len(problems), ORIGINAL_BATCH):
-                batch = problems[first : first + ORIGINAL_BATCH]
-                lengths = [self.lengths[problem["id"]] for problem in batch]
-                rationales += self._generate("rationale", batch, [None] * len(batch), lengths)
-            for first in range(0, len(problems), ORIGINAL_BATCH):
-                batch = problems[first : first + ORIGINAL_BATCH]
-                own = rationales[first : first + ORIGINAL_BATCH]
-                self._generate("answer", batch, own, [ANSWER_TOKENS] * len(batch))
-
-        return {"questions": len(problems), "seconds": measure.seconds(both, self.device)}
+        tokenizer = self.setting.processor.tokenizer
+        size = len(tokenizer)  # the network's vocabulary is larger: ids that have words
+        known = torch.where(written < size, written, written % (size - 1000) + 1000)
+        return tokenizer.batch_decode(known, skip_special_tokens=True)
 
 
-def known(ids: torch.Tensor, processor) -> torch.Tensor:
-    """Ids that the tokenizer has words for: the network's vocabulary is larger."""
-    size = len(processor.tokenizer)
-    return torch.where(ids < size, ids, ids % (size - 1000) + 1000)
-
-
-class OurInference:
-    """`answer_questions` over questions sorted by length, features read from the cache."""
-
-    def __init__(self, name: str, two_stage, processor, cache, device, lengths, slots: int, bf16: bool = False):
-        self.name, self.model, self.processor, self.cache = name, two_stage, processor, cache
-        self.device, self.lengths, self.slots, self.bf16 = device, lengths, slots, bf16
-        self.with_images = two_stage.rationale.config.image_feature_size is not None
-
-    def _batches(self, problems: list[dict]):
-        sources = sorted(problems, key=lambda problem: -problem["length"])
-        for first in range(0, len(sources), self.slots):
-            batch = sources[first : first + self.slots]
-            inputs = dict(self.processor(batch))
-            if self.with_images:
-                keys = [[f"picture {problem['row']}"] if problem["picture"] else [] for problem in batch]
-                inputs.update(self.cache.collate(keys))
-            yield [problem["id"] for problem in batch], inputs
-
-    def run(self, problems: list[dict]) -> dict:
-        from mmcot.training.inference.engine import answer_questions
-
-        def all_questions():
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-                longest = max(self.lengths.values())
-                options = {"max_new_tokens": longest, "slots": self.slots, "lengths": self.lengths}
-                for _ in answer_questions(self.model, self._batches(problems), **options):
-                    pass
-
-        return {"questions": len(problems), "seconds": measure.seconds(all_questions, self.device)}
-
-
-def two_stages(shape: str, processor, device: torch.device, **settings):
+def two_stages(shape: str, setting: Setting, device: torch.device, **settings):
     from mmcot import MMCoTModel
 
     stages = [make_model(shape, stage, seed, **settings) for seed, stage in enumerate(("rationale", "answer"))]
-    return MMCoTModel.from_stages(*stages, processor).to(device).eval()
+    return MMCoTModel.from_stages(*stages, setting.processor).to(device).eval()
 
 
 def benchmark_generation(shape: str, device: torch.device, options) -> dict:
     """The figures of `mmcot benchmark generate`."""
-    gpu = device.type == "cuda"
-    with tempfile.TemporaryDirectory(prefix="mmcot-benchmark-") as folder:
-        kind = options.features
-        processor, samples, features, cache, problems = setting(
-            options.questions, options.pictures, Path(folder), kind
-        )
-        for number, (problem, row) in enumerate(zip(problems, samples.rows, strict=True)):
-            problem.update(length=row["length"], row=number % options.pictures)
-        lengths = {row["id"]: min(row["target_length"], options.max_new_tokens) for row in samples.rows}
-        model = two_stages(shape, processor, device, features=kind)
-        plain = two_stages(shape, processor, device, image_feature_size=None)
-        slots = options.slots or (512 if gpu else 64)
-        common = {"processor": processor, "cache": cache, "device": device, "lengths": lengths, "slots": slots}
-        original = OriginalInference(model, shape, processor, features, device, lengths, kind)
-        ours = OurInference("ours", model, **common, bf16=gpu)
-        text_only = OurInference("ours, plain T5", plain, **common, bf16=gpu)
-        readings = take_turns(original, (ours, text_only), problems, device, options)
-        arms = {name: summary(taken) for name, taken in readings.items()}
-        for name in (ours.name, text_only.name):
-            arms[name]["ratio"] = ratio(readings[name], readings[original.name])
-        cost = [1 / r for r in paired(readings[ours.name], readings[text_only.name])]
+    from datasets import Dataset
+
+    with tempfile.TemporaryDirectory(prefix="mmcot-benchmark-") as name:
+        folder, slots = Path(name), options.slots
+        setting = Setting(options.questions, options.pictures, folder, options.features)
+        problems = setting.problems
+        lengths = {row["id"]: min(row["target_length"], options.max_new_tokens) for row in setting.rows}
+        longest = max(lengths.values())
+        table = Dataset.from_list(problems)
+        text_only = [{**problem, "images": []} for problem in problems]
+        model = two_stages(shape, setting, device, features=options.features)
+        plain = two_stages(shape, setting, device, image_feature_size=None)
+        original = OriginalInference(model, shape, setting, device, lengths)
+        pipeline = load_pipeline(plain, device)
+        inputs = list(_tokens(problems, setting, slots))
+        text = [(keys, {name: value for name, value in own.items() if "image" not in name}) for keys, own in inputs]
+
+        def timed(work, count: int = len(problems)) -> dict:
+            with forced_lengths(lengths):
+                return {"count": count, "seconds": measure.seconds(work, device)}
+
+        def original_way(turn: int) -> dict:
+            count = min(options.original_questions, len(problems))
+            first = turn * count % (len(problems) - count + 1)
+            return timed(lambda: original.answer(problems[first : first + count]), count)
+
+        def to_file(turn: int) -> dict:
+            path = folder / f"predictions-{time.time_ns()}.jsonl"
+            common = {"features": setting.cache, "batch_size": slots, "max_new_tokens": longest}
+            return timed(lambda: predict(model, table, path, device=device, **common))
+
+        def engine(model, batches) -> dict:
+            return timed(lambda: [*answer_questions(model, batches, max_new_tokens=longest, slots=slots)])
+
+        def by_pipeline(turn: int) -> dict:
+            return timed(lambda: pipeline(text_only, batch_size=PIPELINE_BATCH, max_new_tokens=longest))
+
+        arms = [
+            measure.Arm("original", original_way, original.stages),
+            measure.Arm("mmcot predict", to_file, model),
+            measure.Arm("engine alone", lambda turn: engine(model, inputs), model),
+            measure.Arm("engine alone, plain T5", lambda turn: engine(plain, text), plain),
+            measure.Arm(f"pipeline, batch_size={PIPELINE_BATCH}", by_pipeline, plain),
+        ]
+        found, failed = measure.take_turns(arms, options.repeats, device, options.deadline)
         return {
-            "shape": shape,
-            "features": kind,
+            "features": options.features,
             "max_new_tokens": options.max_new_tokens,
             "mean_rationale_tokens": float(np.mean(list(lengths.values()))),
             "slots": slots,
-            "arms": arms,
-            "ratio": arms[ours.name]["ratio"],
-            "time_over_plain_t5": measure.spread(cost),
-            "test_set_seconds": TEST_SIZE / arms[ours.name]["questions_per_second"]["median"],
-            "single_question": latency(ours, problems, device, options),
+            "arms": found,
+            "failed": failed,
+            "predict_over_engine": _between(found, "mmcot predict", "engine alone"),
+            "time_over_plain_t5": _between(found, "engine alone, plain T5", "engine alone"),
+            "test_set_seconds": TEST_SIZE / found["mmcot predict"]["per_second"]["median"],
+            "single_question": latency(pipeline, text_only, lengths, device, options),
+            "start_seconds": start(model, text_only[:1], folder, device),
         }
 
 
-def take_turns(original, others, problems, device, options) -> dict[str, list[dict]]:
-    """Readings of each arm; the first of each is warm-up and left out."""
-    readings = {arm.name: [] for arm in (original, *others)}
-    for turn in range(options.repeats + 1):
-        if turn > 1 and measure.too_late(options.deadline):
-            break
-        for arm in (original, *others) if turn % 2 else (*others, original):
-            first = turn * options.original_questions % max(1, len(problems) - options.original_questions + 1)
-            work = problems[first : first + options.original_questions] if arm is original else problems
-            if not turn and arm is not original:
-                work = work[: max(1, len(work) // 4)]
-            with measure.PeakMemory(device, arm.model) as memory:
-                reading = arm.run(work)
-            if turn:
-                readings[arm.name].append({**reading, "peak_memory": memory.bytes})
-    return readings
+def _tokens(problems: list[dict], setting: Setting, slots: int):
+    """(keys, inputs) of batches, longest first, as `predict` makes them."""
+    by_length = sorted(problems, key=lambda problem: -len(problem["question"]))
+    for first in range(0, len(by_length), slots):
+        batch = by_length[first : first + slots]
+        inputs = dict(setting.processor(batch))
+        inputs.update(setting.cache.collate([setting.keys[problem["id"]] for problem in batch]))
+        yield [problem["id"] for problem in batch], inputs
 
 
-def paired(taken: list[dict], others: list[dict]) -> list[float]:
-    """Questions a second over the others', pair by pair."""
-    pairs = zip(taken, others, strict=True)
-    return [own["questions"] / own["seconds"] / (o["questions"] / o["seconds"]) for own, o in pairs]
+def _between(found: dict, one: str, other: str) -> dict[str, float]:
+    """One arm's rate over another's, pair by pair."""
+    readings = (found[name]["readings"] for name in (one, other))
+    return measure.spread([measure.rate(a) / measure.rate(b) for a, b in zip(*readings, strict=True)])
 
 
-def ratio(taken: list[dict], original: list[dict]) -> dict[str, float]:
-    return measure.spread(paired(taken, original))
+def latency(pipeline, problems: list[dict], lengths: dict[str, int], device: torch.device, options) -> dict:
+    """One question alone, both stages, by the pipeline."""
+    typical = sorted(problems, key=lambda problem: lengths[problem["id"]])[len(problems) // 2]
+    tokens = lengths[typical["id"]]
+
+    def ask() -> None:
+        with forced_lengths({typical["id"]: tokens}):
+            pipeline(typical, max_new_tokens=tokens)
+
+    ask()
+    taken = [measure.seconds(ask, device) for _ in range(3 * options.repeats)]
+    return {"seconds": measure.spread(taken), "rationale_tokens": tokens}
 
 
-def summary(taken: list[dict]) -> dict:
-    rates = [reading["questions"] / reading["seconds"] for reading in taken]
-    return {
-        "questions_per_second": measure.spread(rates),
-        "peak_memory_bytes": max((r["peak_memory"] for r in taken if r["peak_memory"]), default=None),
-        "questions_timed": sum(reading["questions"] for reading in taken),
-        "repeats": len(taken),
-        "warm_up": "one run before the first repeat, left out",
-    }
+def start(model, problems: list[dict], folder: Path, device: torch.device) -> float:
+    """Seconds that `mmcot predict` of one question takes in a process of its own, files in the page cache."""
+    model.save_pretrained(folder / "repository")
+    with open(folder / "one.jsonl", "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(problem) + "\n" for problem in problems)
+    taken = []
+    for turn in range(2):
+        begin = time.perf_counter()
+        paths = {"repository": folder / "repository", "problems": folder / "one.jsonl"}
+        found_in_child(f"{__name__}:ask_once", folder / f"start-{turn}", **paths, device=device.type)
+        taken.append(time.perf_counter() - begin)
+    return taken[-1]
 
 
-def latency(ours: OurInference, problems: list[dict], device: torch.device, options) -> dict:
-    """One question alone, both stages; how near its decoding comes to reading the weights once a token."""
-    typical = sorted(problems, key=lambda problem: ours.lengths[problem["id"]])[len(problems) // 2]
-    ours.run([typical])
-    times = [ours.run([typical])["seconds"] for _ in range(3 * options.repeats)]
-    model = ours.model.rationale
-    width = 2 if ours.bf16 else 4
-    weights = width * sum(weight.numel() for weight in model.decoder.parameters())  # the output layer is its embedding
-    tokens = ours.lengths[typical["id"]]
-    least = tokens * weights / measure.memory_bandwidth(device)
-    return {
-        "seconds": measure.spread(times),
-        "rationale_tokens": tokens,
-        "weight_bytes_per_token": weights,
-        "share_of_bandwidth_limit": least / measure.spread(times)["median"],
-    }
+def ask_once(repository: str, problems: str, device: str) -> None:
+    """In a child: what the command does."""
+    from mmcot.training.data.problems import load_problems
+
+    table = load_problems(problems, None, require_answer=False)
+    predict(repository, table, f"{problems}.{time.time_ns()}", device=device, max_new_tokens=32)

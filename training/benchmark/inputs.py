@@ -1,6 +1,6 @@
 """What the benchmark runs on: networks of T5's shapes, and questions as long as ScienceQA's.
 
-`benchmark_lengths.json` holds how long real questions, rationales and both stages' sources are together, in tokens of
+`lengths.json` holds how long real questions, rationales and both stages' sources are together, in tokens of
 T5's vocabulary; the words themselves are made up. Every third to second question has a picture, as in ScienceQA.
 """
 
@@ -19,6 +19,7 @@ PATCHES, WIDTH = 145, 1024  # ViT features, the paper's final choice
 FEATURES = {"vit": (PATCHES, WIDTH), "detr": (100, 256), "clip": (49, 2048), "resnet": (1, 2048)}  # patches, width
 ORIGINAL_PATCHES = {"resnet": 512}  # where they are others: one vector, repeated
 VOCABULARY = 32128
+BYTES_OF_PICTURE = 50_000
 SHAPES = {
     "tiny": {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4},  # for tests
     "small": {"d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_heads": 8},
@@ -69,8 +70,10 @@ def make_tokenizer(words: int = 20000):
     return train_tokenizer([" ".join(known), *[fixed] * 3], vocab_size=words + 1000), known
 
 
-def make_problems(lengths: list[Lengths], processor, words: list[str], seed: int = 0) -> list[dict]:
-    """Problem records whose prompts have these lengths."""
+def make_problems(
+    lengths: list[Lengths], processor, words: list[str], files: list[bytes] | None = None, seed: int = 0
+) -> list[dict]:
+    """Problem records whose prompts have these lengths, and pictures of these files in turn."""
     draw = random.Random(seed)
 
     def text(count: int) -> str:
@@ -86,7 +89,7 @@ def make_problems(lengths: list[Lengths], processor, words: list[str], seed: int
             "lecture": "",
             "solution": text(1),
             "question": text(1),
-            "images": [],
+            "images": [{"bytes": files[number % len(files)], "path": None}] if files and length.image else [],
         }
         rationale = processor.encode(problem, "rationale", target=True)
         answer = processor.encode(problem, "answer")
@@ -95,48 +98,54 @@ def make_problems(lengths: list[Lengths], processor, words: list[str], seed: int
         missing = length.answer_source - length.source - length.target
         missing -= len(answer["input_ids"]) - len(rationale["input_ids"]) - len(rationale["labels"])
         problem["lecture"] = text(missing) if missing > 0 else ""
-        problem["picture"] = length.image
         problems.append(problem)
     return problems
 
 
-class Samples(torch.utils.data.Dataset):
-    """Tokenised samples of a stage with the columns of `stage_dataset`, in memory."""
+class Setting:
+    """What all parts run on.
 
-    def __init__(self, problems: list[dict], processor, stage: str, pictures: int):
-        self.rows = []
-        for number, problem in enumerate(problems):
-            row = {"id": problem["id"], **processor.encode(problem, stage, target=True)}
-            row.update(length=len(row["input_ids"]), target_length=len(row["labels"]))
-            row["image_keys"] = [f"picture {number % pictures}"] if problem["picture"] else []
-            self.rows.append(row)
+    Attributes:
+        processor, problems: made up, as long as ScienceQA's. Files of pictures are random bytes, which are hashed and
+            never opened.
+        features, cache: of the pictures, in memory and as a cache on disk, in bfloat16; `kind` of them.
+        samples: `stage_dataset` of the rationale stage, also as a list: `rows`.
+    """
 
-    def __len__(self) -> int:
-        return len(self.rows)
+    def __init__(self, count: int, pictures: int, folder: Path, kind: str = "vit"):
+        from datasets import Dataset
 
-    def __getitem__(self, index: int | str):
-        return [row[index] for row in self.rows] if isinstance(index, str) else self.rows[index]
+        from mmcot.processing import MMCoTProcessor
+        from mmcot.training.features.cache import FeatureCache, image_key
+        from mmcot.training.features.shards import FeatureWriter, write_index
+        from mmcot.training.stages.samples import stage_dataset
 
+        tokenizer, words = make_tokenizer()
+        self.kind, self.processor = kind, MMCoTProcessor(None, tokenizer)
+        files = [random.Random(number).randbytes(BYTES_OF_PICTURE) for number in range(pictures)]
+        self.problems = make_problems(draw_lengths(count), self.processor, words, files)
+        draw = torch.Generator().manual_seed(0)
+        self.features = torch.empty(pictures, *FEATURES[kind]).normal_(generator=draw).bfloat16().float()
+        info = {"backbone": "random", "keys": "image content"}
+        with FeatureWriter(folder / "features", info, torch.bfloat16) as writer:
+            writer.add([image_key(file) for file in files], self.features)
+        write_index(folder / "features")
+        self.cache = FeatureCache.open(folder / "features")
+        self._numbers = {image_key(file): number for number, file in enumerate(files)}
+        table = Dataset.from_list(self.problems)
+        self.samples = stage_dataset(table, self.processor, "rationale", features=self.cache)
+        self.rows = list(self.samples)
+        self.keys = {row["id"]: row["image_keys"] for row in self.rows}
 
-def make_features(pictures: int, kind: str = "vit", seed: int = 0) -> torch.Tensor:
-    """Random features (pictures, patches, width), float32, each exact in bfloat16."""
-    draw = torch.Generator().manual_seed(seed)
-    features = torch.empty(pictures, *FEATURES[kind])
-    for feature in features:
-        feature.normal_(generator=draw)
-    return features.bfloat16().float()
+    def original_features(self) -> torch.Tensor:
+        """(pictures, patches, width) as the original has them: ResNet's one vector is repeated."""
+        repeats = ORIGINAL_PATCHES.get(self.kind)
+        return self.features if repeats is None else self.features.repeat(1, repeats, 1)
 
-
-def write_features(path: Path, features: torch.Tensor):
-    """The features as a cache in bfloat16, opened."""
-    from mmcot.training.features.cache import FeatureCache
-    from mmcot.training.features.shards import FeatureWriter, write_index
-
-    info = {"backbone": "random", "keys": "image content"}
-    with FeatureWriter(path, info, torch.bfloat16) as writer:
-        writer.add([f"picture {number}" for number in range(len(features))], features)
-    write_index(path)
-    return FeatureCache.open(path)
+    def original_images(self, ids: list[str], features: torch.Tensor) -> torch.Tensor:
+        """Features of problems' pictures as the original stacks them, a block of zeros without one."""
+        numbers = [[self._numbers[key] for key in self.keys[id_]] for id_ in ids]
+        return torch.stack([features[own[0]] if own else torch.zeros_like(features[0]) for own in numbers])
 
 
 def make_model(

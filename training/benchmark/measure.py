@@ -1,20 +1,102 @@
-"""How the benchmark measures: times, memory, the device's peak, the arithmetic of a network."""
+"""How the benchmark measures: arms that take turns, times, memory, the device's peak, a network's arithmetic."""
 
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+WARM_UP = "one run of each arm before the first pair, left out"
 
 
-def seconds(function: Callable[[], object], device: torch.device) -> float:
+@dataclass
+class Arm:
+    """One of the ways that are compared.
+
+    Attributes:
+        run: number of the turn → {"count": what was done, "seconds": …}.
+        model: at work in it.
+    """
+
+    name: str
+    run: Callable[[int], dict]
+    model: torch.nn.Module | None = None
+
+
+def take_turns(
+    arms: Sequence[Arm], repeats: int, device: torch.device, deadline: float | None = None
+) -> tuple[dict[str, dict], dict[str, str]]:
+    """Runs arms one after the other, again and again, so that a busy machine slows all of them.
+
+    Args:
+        arms: the first is what the others are compared with.
+        repeats: runs of each that count; before them one that doesn't.
+        deadline: no more repeats after this `time.perf_counter`.
+
+    Returns:
+        name → {"per_second", "ratio" (pair by pair, to the first arm), "peak_memory_bytes" (of a GPU), "repeats",
+        "readings"}; and name → reason of arms that failed, such as for want of memory.
+    """
+    readings: dict[str, list[dict]] = {arm.name: [] for arm in arms}
+    failed: dict[str, str] = {}
+    for turn in range(repeats + 1):
+        if turn > 1 and deadline is not None and time.perf_counter() > deadline:
+            break
+        for arm in arms if turn % 2 else arms[::-1]:
+            if arm.name in failed:
+                continue
+            others = start_of_peak(device, arm.model)
+            try:
+                reading = arm.run(turn)
+            except RuntimeError as error:  # torch.OutOfMemoryError, or a graph that doesn't compile
+                if arm is arms[0]:
+                    raise
+                failed[arm.name] = str(error).strip().partition("\n")[0]
+                continue
+            if turn:
+                if device.type == "cuda":
+                    reading["peak_memory"] = torch.cuda.max_memory_allocated(device) - others
+                readings[arm.name].append(reading)
+    first = [rate(reading) for reading in readings[arms[0].name]]
+    found = {}
+    for name, taken in readings.items():
+        if name in failed:
+            continue
+        rates = [rate(reading) for reading in taken]
+        found[name] = {
+            "per_second": spread(rates),
+            "ratio": spread([own / other for own, other in zip(rates, first, strict=True)]),
+            "peak_memory_bytes": max((r["peak_memory"] for r in taken if "peak_memory" in r), default=None),
+            "repeats": len(taken),
+            "warm_up": WARM_UP,
+            "readings": taken,
+        }
+    return found, failed
+
+
+def start_of_peak(device: torch.device, model: torch.nn.Module | None) -> int:
+    """Bytes that lie on the GPU for other arms: they aren't counted in an arm's peak, which starts here."""
+    if device.type != "cuda":
+        return 0
+    torch.cuda.reset_peak_memory_stats(device)
+    own = () if model is None else (*model.parameters(), *model.buffers())
+    return torch.cuda.memory_allocated(device) - sum(weight.nbytes for weight in own)
+
+
+def rate(reading: dict) -> float:
+    return reading["count"] / reading["seconds"]
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def seconds(function: Callable[[], Any], device: torch.device) -> float:
     """Wall-clock time of a call, the device's work included."""
     synchronize(device)
     start = time.perf_counter()
@@ -23,87 +105,56 @@ def seconds(function: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def too_late(deadline: float | None) -> bool:
-    """Whether the time for repeats is up; `deadline` is of `time.perf_counter`."""
-    return deadline is not None and time.perf_counter() > deadline
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """Floating-point operations a second of a square matrix product, the fastest of several."""
     size = 8192 if device.type == "cuda" else 1024
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    best = min(seconds(lambda: left @ right, device) for _ in range(10))
-    return 2 * size**3 / best
+    return 2 * size**3 / min(seconds(lambda: left @ right, device) for _ in range(10))
 
 
-def memory_bandwidth(device: torch.device) -> float:
-    """Bytes a second that a sum over a large array reads."""
-    numbers = torch.ones(2**28 if device.type == "cuda" else 2**25, device=device)
-    return numbers.nbytes / min(seconds(numbers.sum, device) for _ in range(5))
+def forward_flops(make_model: Callable[[], torch.nn.Module]) -> Callable[[int, int, int], float]:
+    """Operations of a forward pass over one sample without padding, by its source and target length and patches.
 
-
-class PeakMemory:
-    """Peak memory of a block in bytes: of the GPU's allocations, else of the process's resident memory.
-
-    Args:
-        model: the one at work. What else lies on the GPU before isn't counted; of a process it is.
+    PyTorch counts them (`FlopCounterMode`) on a network without memory, at a few lengths; they are a polynomial of
+    second degree in both lengths. A pass backward takes twice as many.
     """
+    from torch.utils.flop_counter import FlopCounterMode
 
-    def __init__(self, device: torch.device, model: torch.nn.Module):
-        self.device, self.model, self.bytes, self.others = device, model, None, 0
+    with torch.device("meta"):
+        model = make_model().eval()
 
-    def __enter__(self) -> "PeakMemory":
-        if self.device.type == "cuda":
-            own = sum(weight.nbytes for weight in (*self.model.parameters(), *self.model.buffers()))
-            self.others = torch.cuda.memory_allocated(self.device) - own
-            torch.cuda.reset_peak_memory_stats(self.device)
-        else:
-            try:
-                with open("/proc/self/clear_refs", "w") as file:
-                    file.write("5")  # Linux: resets the peak of resident memory
-            except OSError:
-                pass
-        return self
+    def counted(source: int, target: int, patches: int) -> int:
+        ids = torch.zeros(1, source, dtype=torch.long, device="meta")
+        inputs = {"input_ids": ids, "labels": ids.new_zeros(1, target)}
+        if patches:
+            inputs["image_features"] = torch.zeros(1, patches, model.config.image_feature_size, device="meta")
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(**inputs, use_cache=False)
+        return counter.get_total_flops()
 
-    def __exit__(self, *error) -> None:
-        if self.device.type == "cuda":
-            self.bytes = torch.cuda.max_memory_allocated(self.device) - self.others
-        else:
-            self.bytes = resident("VmHWM")
+    def terms(source: int, target: int) -> list[float]:
+        return [1, source, target, source**2, target**2, source * target]
+
+    points = [(8, 8), (8, 64), (64, 8), (64, 64), (128, 64), (64, 128)]
+    fits: dict[int, np.ndarray] = {}
+
+    def operations(source: int, target: int, patches: int = 0) -> float:
+        if patches not in fits:
+            fits[patches] = np.linalg.solve([terms(*p) for p in points], [counted(*p, patches) for p in points])
+        return float(np.dot(terms(source, target), fits[patches]))
+
+    return operations
 
 
 def resident(which: str = "VmRSS") -> int | None:
-    """Resident memory of this process in bytes, now or at its highest (VmHWM); None where /proc isn't."""
-    try:
-        with open("/proc/self/status") as file:
-            return next(1024 * int(line.split()[1]) for line in file if line.startswith(which))
-    except (OSError, StopIteration):
-        return None
-
-
-def forward_flops(config, source: int, target: int, patches: int = 0, decoder: bool = True) -> int:
-    """Operations of one forward pass over one sample without padding, two for each multiply-add.
-
-    Counted are the matrix products: projections, attention, feed-forward, output layer, fusion. A pass backward takes
-    twice as many.
-    """
-    inner, d_model = config.num_heads * config.d_kv, config.d_model
-    feed_forward = d_model * config.d_ff * (3 if config.is_gated_act else 2)
-    products = config.num_layers * source * (4 * d_model * inner + feed_forward + 2 * source * inner)
-    if config.image_feature_size is not None:
-        seen = max(1, patches)
-        products += seen * (config.image_feature_size * d_model + 2 * d_model * d_model)  # patches, keys, values
-        products += source * (2 * d_model * d_model + 2 * seen * d_model + 2 * d_model * d_model)
-    if decoder:
-        own = 4 * d_model * inner + feed_forward + target * inner  # each sees half of the others, on average
-        crossing = 2 * d_model * inner + 2 * source * inner
-        products += config.num_decoder_layers * (target * (own + crossing) + source * 2 * d_model * inner)
-        products += target * d_model * config.vocab_size
-    return 2 * products
+    """Memory of this process in bytes: resident now, at its highest (VmHWM), its own (RssAnon); None without /proc."""
+    found = _line_of("/proc/self/status", which)
+    return None if found is None else 1024 * int(found.split()[0])
 
 
 def environment(device: torch.device) -> dict:
@@ -112,28 +163,28 @@ def environment(device: torch.device) -> dict:
 
     import mmcot
 
-    if device.type == "cuda":
-        name, memory = torch.cuda.get_device_name(device), torch.cuda.get_device_properties(device).total_memory
-    else:
-        name, memory = _processor_name(), None
+    cuda = device.type == "cuda"
     return {
         "device": device.type,
-        "device_name": name,
-        "device_memory": memory,
+        "device_name": torch.cuda.get_device_name(device) if cuda else _processor_name(),
         "threads": torch.get_num_threads(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "cuda": torch.version.cuda,
         "transformers": transformers.__version__,
         "mmcot": mmcot.__version__,
     }
 
 
 def _processor_name() -> str:
+    return _line_of("/proc/cpuinfo", "model name") or platform.processor() or platform.machine()
+
+
+def _line_of(path: str, name: str) -> str | None:
+    """What stands behind the colon of the first line that begins with `name`; None without such a file or line."""
     try:
-        with open("/proc/cpuinfo") as file:
-            return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+        with open(path) as file:
+            return next((line.partition(":")[2].strip() for line in file if line.startswith(name)), None)
+    except OSError:
+        return None

@@ -1,4 +1,4 @@
-"""Time training, inference, image features and the data path against the published project's way.
+"""Time training, inference and the data path against the published project's way.
 
   mmcot benchmark train --shape small --json train.json
   mmcot benchmark all --device cuda --json gpu.json
@@ -12,8 +12,7 @@ import argparse
 import json
 from pathlib import Path
 
-from mmcot.training.benchmark.run import PARTS, benchmark
-from mmcot.training.common import UserError
+from mmcot.training.benchmark.run import PARTS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,15 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens-per-batch", type=int, nargs="+", metavar="N", help="train: larger batches to try")
     number("--samples", None, "train: samples in one of our runs (default 48, or 1,024 on a GPU)")
     number("--original-steps", None, "train: steps in one run of the original (default 1, or 5)")
-    number("--loss-steps", 3, "train: steps of the comparison of losses; 0: none")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="train: also compiled (default: GPU)")
     number("--questions", None, "generate: questions in one of our runs (default 256, or 4,241)")
     number("--original-questions", 8, "generate: questions in one run of the original (default 8)")
     number("--max-new-tokens", None, "generate: limit of a rationale (default 32, or 512)")
     number("--slots", None, "generate: rows written at a time (default 64, or 512)")
     number("--pictures", None, "train, generate: different pictures (default 64, or 1,024)")
-    number("--feature-pictures", None, "features: pictures (default 128, or 6,144)")
-    number("--feature-batch", None, "features: batch of the backbone (default 8, or 128)")
     number("--cached-pictures", 11208, "data: pictures in the cache")
     number("--problems", 12726, "data: problems of the run that is started")
     parser.add_argument("--write-readme", metavar="FILE", help="write the speed table between the file's markers")
@@ -55,17 +51,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args) -> int:
-    if args.write_readme:
-        from mmcot.training.benchmark.table import write_table
+    from mmcot.training.benchmark.run import benchmark
+    from mmcot.training.benchmark.table import describe, write_table
+    from mmcot.training.common import UserError
 
+    if args.write_readme:
         if not args.results:
             raise UserError("--write-readme needs --from RESULTS.json …")
-        write_table(args.write_readme, [json.loads(Path(path).read_text()) for path in args.results])
+        write_table(args.write_readme, [json.loads(Path(path).read_text(encoding="utf-8")) for path in args.results])
         return 0
     if args.part is None:
         raise UserError(f"what to time? One of {', '.join((*PARTS, 'all'))}")
-    from mmcot.training.benchmark.table import describe
-
-    result = benchmark(args)
-    print(describe(result))
+    for name in COUNTS:
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} {value}: give a whole number of at least 1")
+    print(describe(benchmark(args)))
     return 0
+
+
+COUNTS = ("threads", "repeats", "batch_size", "samples", "original_steps", "questions", "original_questions")
+COUNTS += ("max_new_tokens", "slots", "pictures", "cached_pictures", "problems")

@@ -5,7 +5,7 @@ being joined anew at each token.
 """
 
 from collections import deque
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -42,7 +42,6 @@ class GreedyDecoder:
         batches: Iterable[tuple[list[Hashable], Tensor, Tensor]],
         max_new_tokens: int,
         eos_token_id: int | list[int],
-        lengths: Mapping[Hashable, int] | None = None,
     ) -> Iterator[tuple[Hashable, list[int]]]:
         """Yields (key, ids) of each row as it ends; ids have no start token, and the end token if it was written.
 
@@ -51,8 +50,6 @@ class GreedyDecoder:
                 a slot is free. Rows of falling length waste least.
             max_new_tokens: a row ends here at the latest.
             eos_token_id: ends a row.
-            lengths: key → how many tokens the row gets, whatever the network would do; for measuring speed with
-                random weights.
         """
         ends = {eos_token_id} if isinstance(eos_token_id, int) else set(eos_token_id)
         end_ids = torch.tensor(sorted(ends), device=self.device)
@@ -64,10 +61,10 @@ class GreedyDecoder:
             if free and (not slots.keys or free >= max(1, self.slots // 8)):
                 rows = source.take(free)
                 if rows:
-                    slots.admit(rows, lengths)
+                    slots.admit(rows)
             if not slots.active:
                 return
-            slots.step(lambda tokens: self._step(tokens, slots), None if lengths is not None else end_ids)
+            slots.step(lambda tokens: self._step(tokens, slots), end_ids)
             since_sync += 1
             if since_sync >= self.sync_interval:
                 since_sync = 0

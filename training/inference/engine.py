@@ -46,7 +46,6 @@ def answer_questions(
     max_new_tokens: int = 512,
     slots: int = 64,
     encoder_tokens: int | None = None,
-    lengths: Mapping[Hashable, int] | None = None,
 ) -> Iterator[tuple[list[Hashable], MMCoTOutput]]:
     """Writes rationales greedily and scores the options; what `MMCoTModel.generate(mode="score")` gives, in another
     order.
@@ -59,7 +58,6 @@ def answer_questions(
         slots: rationales that are written at a time.
         encoder_tokens: tokens, padding included, that an encoder reads at a time; default: 1,024 on a CPU, 32,768
             elsewhere.
-        lengths: key → tokens of its rationale, for measuring speed with random weights.
 
     Yields:
         (keys, output) of some questions, with `rationale_ids` and `option_log_probs`.
@@ -88,7 +86,7 @@ def answer_questions(
     encoded = _encoded(model.rationale, _questions(model, batches), tokens, under_way)
     decoder = GreedyDecoder(model.rationale, slots)
     written: list[_Question] = []
-    for key, ids in decoder.decode(encoded, max_new_tokens, model.rationale.config.eos_token_id, lengths):
+    for key, ids in decoder.decode(encoded, max_new_tokens, model.rationale.config.eos_token_id):
         question = under_way.pop(key)
         question.rationale = ids
         written.append(question)

@@ -49,7 +49,7 @@ class Slots:
             found.append((rows, min(written, self.cache_length), min(text, self.cross_mask.shape[-1])))
         return found
 
-    def admit(self, rows: list[tuple[Hashable, Tensor, Tensor]], lengths) -> None:
+    def admit(self, rows: list[tuple[Hashable, Tensor, Tensor]]) -> None:
         """Gives rows a slot: a free one, or a new one."""
         weights, device = self.decoder.weights, self.decoder.device
         slots = [i for i, key in enumerate(self.keys) if key is None][: len(rows)]
@@ -59,7 +59,7 @@ class Slots:
             values += [empty] * added
         for slot, (key, row, _) in zip(slots, rows, strict=True):
             self.keys[slot], self.counts[slot], self.source_lengths[slot] = key, 0, len(row)
-            self.limits[slot] = self.limit if lengths is None else min(self.limit, lengths[key])
+            self.limits[slot] = self.limit
         lengths_read = [self.source_lengths[slot] for slot in slots]
         self._enlarge(len(self.keys), max(lengths_read))
         index = torch.tensor(slots, device=device)
@@ -119,12 +119,12 @@ class Slots:
         self.free_rows = torch.tensor([key is None for key in self.keys], device=device)
         self.positions = self.positions.masked_fill(self.free_rows, 0)
 
-    def step(self, next_logits: Callable[[Tensor], Tensor], ends: Tensor | None) -> None:
+    def step(self, next_logits: Callable[[Tensor], Tensor], ends: Tensor) -> None:
         """One more token in every row.
 
         Args:
             next_logits: tokens (rows,) → logits (rows, vocabulary), whose keys and values join the slots'.
-            ends: ids that finish a row, or None.
+            ends: ids that finish a row.
         """
         longest = max(self.counts) + 1
         if longest > self.cache_length:
@@ -135,8 +135,7 @@ class Slots:
         tokens = next_logits(self.tokens).argmax(-1)
         self.written[self.rows, self.positions] = tokens
         self.tokens = tokens
-        if ends is not None:
-            self.finished_rows |= torch.isin(tokens, ends)
+        self.finished_rows |= torch.isin(tokens, ends)
         self.positions = self.positions + 1
         self.counts = [0 if key is None else count + 1 for key, count in zip(self.keys, self.counts, strict=True)]
         if None in self.keys:

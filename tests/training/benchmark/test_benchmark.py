@@ -1,24 +1,25 @@
-"""The benchmark: its inputs are like ScienceQA's, its arithmetic is right, both arms compute the same."""
+"""The benchmark: its inputs are like ScienceQA's, its arithmetic is right, the arms do the same work."""
 
 import argparse
 import json
-import subprocess
-import sys
+import pickle
+import time
 
 import numpy as np
 import pytest
 import torch
-from packaging import version
 
 from mmcot import MMCoTProcessor
-from mmcot.training.benchmark import generate, inputs, measure, run, table, train
+from mmcot.training.benchmark import children, data, generate, inputs, measure, processes, run, table, train
 from mmcot.training.commands import benchmark as command
+from mmcot.training.common import UserError
+from mmcot.training.inference import decoder
 
+CPU = torch.device("cpu")
 TINY = {
     "shape": ["tiny"],
     "device": "cpu",
     "repeats": 1,
-    "loss_steps": 2,
     "tokens_per_batch": [600],
     "samples": 12,
     "pool": 12,
@@ -29,6 +30,10 @@ TINY = {
     "max_new_tokens": 3,
     "slots": 4,
     "pictures": 3,
+    "cached_pictures": 256,
+    "sample_sizes": [300, 10300],
+    "problems": 20,
+    "process_steps": 2,
 }
 
 
@@ -51,8 +56,12 @@ def small_vocabulary(words):
     """T5's vocabulary would take most of the time of a network as small as these."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inputs, "VOCABULARY", 1600)
-        patch.setattr(train, "make_tokenizer", lambda: words)
+        patch.setattr(inputs, "make_tokenizer", lambda: words)
+        patch.setattr(data, "make_tokenizer", lambda: words)
         yield
+
+
+# ---- inputs ----
 
 
 def test_problems_have_the_lengths_that_were_drawn(words):
@@ -97,29 +106,95 @@ def test_histogram_is_that_of_the_real_problems(shared_dir):
     assert all(4 * round(length / 4) in known for length in sources)
 
 
-@pytest.mark.skipif(
-    version.parse(torch.__version__) < version.parse("2.15"), reason="older PyTorch counts other operations"
-)
-def test_operations_are_those_that_pytorch_counts():
+# ---- measuring ----
+
+
+@pytest.mark.parametrize(("source", "target", "patches"), [(40, 24, 9), (300, 90, 0), (1, 1, 145)])
+def test_operations_at_any_length_are_those_that_pytorch_counts(source, target, patches):
     from torch.utils.flop_counter import FlopCounterMode
 
     model = inputs.make_model("tiny", attention="eager").eval()
-    model.encoder.fusion.forward = _with_attention(model.encoder.fusion.forward)
-    source, target, patches = 40, 24, 9
+    # materialised, so that PyTorch counts it on a CPU too
+    forward = model.encoder.fusion.forward
+    model.encoder.fusion.forward = lambda *args, **kwargs: forward(*args, **{**kwargs, "output_attentions": True})
+    images = {"image_features": torch.randn(1, patches, 1024)} if patches else {}
     ids = torch.randint(2, 100, (1, source))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(
-            input_ids=ids, labels=torch.randint(2, 100, (1, target)), image_features=torch.randn(1, patches, 1024),
-            use_cache=False,
-        )  # fmt: skip
-    ours = measure.forward_flops(model.config, source, target, patches)
-    # a decoder's attention is computed whole and half of it masked
-    masked = 2 * model.config.num_decoder_layers * target * target * 32
-    assert ours + masked == pytest.approx(counter.get_total_flops(), rel=1e-3)
+        model(input_ids=ids, labels=torch.randint(2, 100, (1, target)), use_cache=False, **images)
+    found = measure.forward_flops(lambda: inputs.make_model("tiny", attention="eager"))(source, target, patches)
+    assert found == pytest.approx(counter.get_total_flops(), rel=1e-6)
 
 
-def _with_attention(forward):
-    return lambda *args, **kwargs: forward(*args, **{**kwargs, "output_attentions": True})
+def test_arms_take_turns_and_the_first_run_is_left_out():
+    turns = []
+
+    def arm(name, seconds):
+        def work(turn):
+            turns.append((turn, name))
+            return {"count": 6, "seconds": 100 if turn == 0 else seconds}
+
+        return measure.Arm(name, work)
+
+    found, failed = measure.take_turns([arm("slow", 3), arm("fast", 1)], 2, CPU)
+    assert turns == [(0, "fast"), (0, "slow"), (1, "slow"), (1, "fast"), (2, "fast"), (2, "slow")] and not failed
+    assert found["fast"]["per_second"] == {"median": 6, "min": 6, "max": 6}
+    assert found["fast"]["ratio"] == {"median": 3, "min": 3, "max": 3} and found["slow"]["repeats"] == 2
+
+
+def test_an_arm_that_fails_is_named_and_left_out():
+    def work(turn):
+        raise torch.OutOfMemoryError("no memory\nlong story")
+
+    right = measure.Arm("right", lambda turn: {"count": 1, "seconds": 1})
+    found, failed = measure.take_turns([right, measure.Arm("wrong", work)], 1, CPU)
+    assert list(found) == ["right"] and failed == {"wrong": "no memory"}
+    with pytest.raises(RuntimeError):
+        measure.take_turns([measure.Arm("baseline", work), right], 1, CPU)
+
+
+def test_repeats_stop_when_the_time_is_up():
+    arm = measure.Arm("only", lambda turn: {"count": 1, "seconds": 1})
+    assert measure.take_turns([arm], 5, CPU, deadline=time.perf_counter() - 1)[0]["only"]["repeats"] == 1
+
+
+# ---- training ----
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+def test_losses_of_both_ways_agree(tmp_path, kind):
+    """In fp32, without dropout, padding left out of the loss; the original repeats ResNet's one vector 512 times."""
+    setting = inputs.Setting(6, 3, tmp_path, kind)
+    original = train.OriginalTraining("tiny", setting, CPU, 2)
+    original.model.config.loss_on_padding = False
+    ours = inputs.make_model("tiny", features=kind)
+    for model in (original.model, ours):
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+            elif isinstance(getattr(module, "dropout", None), float):  # of attention
+                module.dropout = 0.0
+    batches = [[0, 1], [2, 3], [4, 5]]
+    expected = [original.step(batch) for batch in batches]
+    settings = {"use_cpu": True, "bf16": False, "lr_scheduler_type": "constant"}
+    _, trainer = train.timed_training(ours, setting, batches, **settings)
+    assert [float(loss) for _, loss, _ in trainer.taken] == pytest.approx(expected, rel=1e-4)
+    if kind == "resnet":
+        assert original.features.shape == (3, 512, 2048)
+
+
+@pytest.mark.parametrize("batching", [{"batch_size": 5}, {"tokens_per_batch": 600}])
+def test_batches_of_a_run_have_the_mean_of_the_epoch(tmp_path, batching):
+    setting = inputs.Setting(200, 3, tmp_path)
+    epoch = train.batches_of_epoch(setting, 200, 0, **batching)
+    assert sorted(sum(epoch, [])) == list(range(200)) and train.batches_of_epoch(setting, 200, 1, **batching) != epoch
+    some = sum(train.batches_of_epoch(setting, 60, 0, **batching), [])
+    mean = np.mean([row["length"] for row in setting.rows])
+    assert 40 <= len(some) <= 80 and np.mean([setting.rows[i]["length"] for i in some]) == pytest.approx(
+        mean, rel=0.15
+    )
+
+
+# ---- generation ----
 
 
 def test_rows_end_at_their_length():
@@ -132,103 +207,110 @@ def test_rows_end_at_their_length():
     assert [row for _, row in ended] == [False, False, False, True, True]
 
 
+def test_forced_lengths_are_those_of_ids_or_in_order():
+    model, whole = inputs.make_model("tiny").eval(), decoder.Slots
+    for keys in (["a", "b", "c"], [0, 1, 2]):
+        with generate.forced_lengths({"a": 2, "b": 5, "c": 1}):
+            rows = decoder.GreedyDecoder(model, 2).decode(
+                [(keys, torch.randn(3, 4, 32), torch.ones(3, 4, dtype=torch.long))], 9, model.config.eos_token_id
+            )
+            assert [len(ids) for _, ids in sorted(rows)] == [2, 5, 1]
+    assert decoder.Slots is whole
+
+
+# ---- the whole ----
+
+
+class InThisProcess:
+    """A child whose function is called here: starting one takes longer than all that it measures in these tests."""
+
+    def __init__(self, function, out, processes=1, environment=None, **arguments):
+        self.returned = [children.call(function, json.loads(json.dumps(arguments, default=str)))] * processes
+
+    def found(self):
+        return self.returned
+
+    def stop(self):
+        pass
+
+
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    path = tmp_path_factory.mktemp("benchmark") / "train.json"
-    run.benchmark(options("train", json=str(path)))
+def result(tmp_path_factory):
+    path = tmp_path_factory.mktemp("benchmark") / "all.json"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(children, "Child", InThisProcess)
+        patch.setattr(processes, "Child", InThisProcess)
+        run.benchmark(options("all", json=str(path)))
     return json.loads(path.read_text())
 
 
-def test_losses_of_both_arms_agree(trained):
-    assert trained["train"]["loss_curves"]["largest_relative_difference"] < 1e-4
+def test_figures_of_all_parts(result):
+    parts = result["shapes"]["tiny"]
+    assert set(parts) == set(run.PARTS)
+    training = parts["train"]["arms"]
+    assert all(0 < arm["share_of_peak"]["median"] < 1 for name, arm in training.items() if name != "original")
+    assert training["ours, same batch"]["ratio"]["median"] > 1
+    generation = parts["generate"]
+    assert {"original", "mmcot predict", "engine alone", "pipeline, batch_size=64"} <= set(generation["arms"])
+    assert generation["mean_rationale_tokens"] <= 3 and generation["single_question"]["seconds"]["median"] > 0
+    assert [cost["epoch_samples"] for cost in parts["data"]["samples"]] == TINY["sample_sizes"]
+    assert parts["data"]["start_up"]["problems"] == 20 and parts["data"]["cache"]["pictures"] == 256
+    assert "readings" not in json.dumps(result) and {"device_name", "torch"} <= set(result["environment"])
 
 
-def test_figures_of_training(trained):
-    train = trained["train"]
-    assert set(train["ratio"]) == {"median", "min", "max"} and train["ratio"]["median"] > 1
-    for arm in train["arms"].values():
-        assert arm["real_tokens_per_second"]["median"] <= arm["padded_tokens_per_second"]["median"]
-        assert arm["seconds_per_epoch"]["median"] == pytest.approx(12726 / arm["samples_per_second"]["median"])
-        assert 0 < arm["flops_utilisation_of_real_tokens"]["median"] < 1 and "left out" in arm["warm_up"]
-    assert {"device_name", "torch", "transformers"} <= set(trained["environment"])
+def test_two_processes_share_the_batches(tmp_path):
+    if not torch.distributed.is_gloo_available():
+        pytest.skip("PyTorch is built without gloo")
+    setting = inputs.Setting(8, 3, tmp_path)
+    (tmp_path / "setting.pickle").write_bytes(pickle.dumps(setting))
+    # steps of one process: the first warms up
+    found = processes.train_in_children(tmp_path, "tiny", [[[0], [1], [2, 3, 4], [5, 6, 7]]], 2)
+    assert found["count"] == 6 and found["seconds"] > 0
 
 
-def test_one_vector_gives_the_losses_of_512_repeated(tmp_path):
-    _, samples, features, cache, _ = setting = train.setting(6, 3, tmp_path, "resnet")
-    processor, device = setting[0], torch.device("cpu")
-    original = train.OriginalTraining("tiny", samples, features, device, 2, "resnet")
-    assert original.features.shape == (3, 512, 2048) and cache.collate([["picture 0"]])["image_features"].shape[1] == 1
-    ours = train.OurTraining(
-        "ours", "tiny", samples, cache, processor, device, tmp_path, batch_size=2, features="resnet"
-    )
-    curves = train.loss_curves(original, ours, 3)
-    assert len(curves["ours"]) == 3 and curves["largest_relative_difference"] < 1e-4
+def test_samples_on_disk_have_the_columns_of_stage_dataset(words, tmp_path):
+    from datasets import Dataset
+
+    from mmcot.training.data.problems import load_problems
+    from mmcot.training.stages.samples import stage_dataset
+
+    prepared = stage_dataset(load_problems("embedded:n=4", "train"), MMCoTProcessor(None, words[0]), "rationale")
+    data.write_samples(tmp_path / "samples.arrow", 2500)
+    samples = Dataset.from_file(str(tmp_path / "samples.arrow"))
+    assert len(samples) == 2500 and set(samples.column_names) == set(prepared.column_names) - {"images"}
+    drawn = inputs.draw_lengths(2500)
+    for number in (0, 999, 1000, 2499):
+        row = samples[number]
+        assert len(row["input_ids"]) == row["length"] == drawn[number].source
+        assert len(row["labels"]) == row["target_length"] == drawn[number].target
 
 
-def test_bf16_is_what_the_steps_compute_in(tmp_path):
-    processor, samples, _, cache, _ = train.setting(6, 3, tmp_path)
-    arm = train.OurTraining(
-        "ours", "tiny", samples, cache, processor, torch.device("cpu"), tmp_path, batch_size=2, bf16=True
-    )
-    seen = []
-    arm.model.decoder.block[0].layer[0].SelfAttention.q.register_forward_hook(lambda *hook: seen.append(hook[2].dtype))
-    arm.run(arm.batches(0, 6))
-    assert set(seen) == {torch.bfloat16}
+def test_failure_of_a_process_is_told(tmp_path):
+    with pytest.raises(RuntimeError, match="AttributeError.*nothing"):
+        children.found_in_child("json:nothing", tmp_path / "out")
 
 
-def test_batches_of_a_run_have_the_mean_of_the_epoch(tmp_path):
-    processor, samples, _, cache, _ = train.setting(200, 3, tmp_path)
-    own = ("tiny", samples, cache, processor, torch.device("cpu"), tmp_path)
-    mean = np.mean(samples["length"])
-    for arm in (
-        train.OurTraining("by number", *own, batch_size=5),
-        train.OurTraining("by tokens", *own, tokens_per_batch=600),
-    ):
-        epoch = arm.batches(0, len(samples))
-        assert sorted(sum(epoch, [])) == list(range(200)) and arm.batches(1, 200) != epoch
-        part = sum(arm.batches(0, 60), [])
-        assert 40 <= len(part) <= 80 and np.mean([samples[i]["length"] for i in part]) == pytest.approx(mean, rel=0.15)
+def test_what_cannot_be_measured_says_why(monkeypatch):
+    assert "two cores" in processes.benchmark_processes("tiny", torch.device("cuda"), None)["left_out"]
+    monkeypatch.setattr(data.shutil, "disk_usage", lambda path: argparse.Namespace(free=0))
+    assert "room" in data.sample_costs(None, 10)["left_out"]
 
 
-def test_repeats_stop_when_the_time_is_up():
-    train = run.benchmark(options("train", seconds=0, repeats=3, loss_steps=0))["train"]
-    assert {arm["repeats"] for arm in train["arms"].values()} == {1}
-
-
-def test_shapes_stand_side_by_side(monkeypatch):
-    monkeypatch.setitem(inputs.SHAPES, "other", inputs.SHAPES["tiny"])
-    result = run.benchmark(options("train", shape=["tiny", "other"], loss_steps=0))
-    assert result["train"]["shape"] == "tiny"
-    assert [one["train"]["shape"] for one in result["more_shapes"]] == ["other"]
-    assert table.describe(result).count("training, original") == 4
-
-
-def test_figures_of_generation():
-    generate = run.benchmark(options("generate"))["generate"]
-    assert set(generate["ratio"]) == {"median", "min", "max"}
-    assert generate["mean_rationale_tokens"] <= 3 and generate["single_question"]["seconds"]["median"] > 0
-
-
-def test_table_between_the_markers(trained, tmp_path):
+def test_table_between_the_markers(result, tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- speed:begin -->\nold\n<!-- speed:end -->\nafter\n")
-    (tmp_path / "one.json").write_text(json.dumps(trained))
+    (tmp_path / "one.json").write_text(json.dumps(result))
     args = options("all", write_readme=str(readme), results=[str(tmp_path / "one.json")])
     assert command.run(args) == 0
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
-    assert f"{trained['train']['ratio']['median']:.1f}" in text
+    ratio = result["shapes"]["tiny"]["generate"]["arms"]["mmcot predict"]["ratio"]["median"]
+    assert f"**{ratio:.1f} (" in text
     with pytest.raises(ValueError, match="speed:begin"):
-        table.write_table(tmp_path / "one.json", [trained])
+        table.write_table(tmp_path / "one.json", [result])
 
 
-def test_nothing_needs_datasets_or_evaluate():
-    code = (
-        "import sys; sys.modules['datasets'] = sys.modules['evaluate'] = None\n"
-        "from mmcot.training.benchmark import data, generate, run, train\n"
-        "from mmcot.training.features import cache, extract\n"
-        "from mmcot.training.inference import engine\n"
-        "from mmcot.training.stages import samples, trainer\n"
-        "from mmcot import MMCoTModel\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+@pytest.mark.parametrize("option", ["repeats", "slots", "questions"])
+def test_numbers_that_make_no_sense(option):
+    with pytest.raises(UserError, match=f"--{option} 0"):
+        command.run(options("train", **{option: 0}))

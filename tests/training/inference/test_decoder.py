@@ -109,14 +109,6 @@ def test_batches_are_asked_for_when_there_is_room():
     assert len(dict(rows)) == len(expected) - 1
 
 
-def test_forced_lengths():
-    model = varied_model()
-    batches, expected, end = encoded_rows(model)
-    lengths = {key: 1 + key % 5 for key in expected}
-    found = dict(GreedyDecoder(model, 3).decode(batches, 20, end, lengths=lengths))
-    assert {key: len(ids) for key, ids in found.items()} == lengths
-
-
 def test_left_padding():
     model = varied_model()
     text, images = text_inputs(3, 9), image_inputs(3)
