@@ -119,7 +119,7 @@ def _image_file(name: str, folder: Path, leave: Leave) -> Path:
         path = Path(name).expanduser()
     if not leave.allows(path):  # before looking whether it's there: that too is no one's business
         raise UserError(_outside(name, folder))
-    if not _is_file(path) and Path(name).parts[0] == folder.name:  # seen from the folder above: as M3CoT's are
+    if not _is_file(path) and Path(name).parts[:1] == (folder.name,):  # seen from the folder above: as M3CoT's are
         path = folder.joinpath(*Path(name).parts[1:])
     if not _is_file(path):
         raise MissingFileError(f"its image {_shortened(path)} is missing")

@@ -21,7 +21,7 @@ from mmcot.training.data.files import hub_name, locate, source_stamp
 from mmcot.training.data.images import IMAGE_RULES
 from mmcot.training.data.keys import check_columns
 from mmcot.training.data.reading import Reading, open_source
-from mmcot.training.data.records import LABEL_COLUMNS, shown
+from mmcot.training.data.records import LABEL_COLUMNS, SHOWN, shown
 from mmcot.training.data.splits import MADE, made_splits, split_members, split_name, told
 
 logger = logging.getLogger("mmcot")
@@ -226,5 +226,6 @@ def _nothing_found(source: str, split: str | None, lists: tuple[str, ...], readi
         return f"{source}: has no problems"
     if split in lists:
         return f"{source}: has no problems of split {split!r}"
-    names = ", ".join(lists or sorted(reading.splits)) or "none"
+    found = lists or sorted(reading.splits)
+    names = ", ".join(shown(name).strip("'\"") for name in found[:SHOWN]) or "none"
     return f"{source}: has no split {shown(split)}; its splits: {names}"

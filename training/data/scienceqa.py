@@ -39,7 +39,10 @@ class OriginalFolder:
                 raise UserError(
                     f"{self.folder / 'pid_splits.json'}: {shown(name)} must be a list of ids, but is {shown(pids)}"
                 )
-        return {split_name(name): [str(pid) for pid in pids] for name, pids in lists.items()}  # M3CoT's says dev
+        try:
+            return {split_name(name) or name: [str(pid) for pid in pids] for name, pids in lists.items()}  # M3CoT: dev
+        except UserError as error:
+            raise UserError(f"{self.folder / 'pid_splits.json'}: {error}") from None
 
     def _captions(self) -> dict[str, Any]:
         captions = self._object("captions.json")

@@ -263,3 +263,86 @@ def test_the_original_layouts_files_are_checked(tmp_path):
     (folder / "problems.json").write_text('{"4": {}, "4": {}}')
     with pytest.raises(UserError, match="problems.json: key '4' occurs twice"):
         load_problems(folder)
+
+
+ODD = [
+    *(
+        None,
+        True,
+        False,
+        0,
+        1,
+        -1,
+        5,
+        1.0,
+        1e300,
+        float("nan"),
+        float("inf"),
+        10**30,
+        -(10**30),
+        "",
+        " ",
+        "a",
+        "B",
+        "(B)",
+    ),
+    *(
+        "\ud800",
+        "x" * 3000,
+        "a\nb",
+        "\0",
+        "../x",
+        "~/x",
+        "http://x",
+        "/etc/passwd",
+        ".",
+        "..",
+        "file:///x",
+        "train",
+        "nan",
+    ),
+    *(
+        "data:image/png;base64,AAA",
+        "data:image/png;base64,##",
+        "[",
+        '["a","b"]',
+        "a|b",
+        [],
+        ["a"],
+        ["a", "b"],
+        ["a", None],
+    ),
+    *(
+        [["a"]],
+        [1, 2],
+        {},
+        {"a": 1},
+        {"path": None, "bytes": None},
+        {"path": "x", "bytes": "y"},
+        {"bytes": [1]},
+        [None],
+    ),
+    *([{}], ["\ud800", "b"], [True]),
+]
+
+
+def test_whatever_a_record_holds_it_is_read_or_named(tmp_path):
+    """Every odd value under every key: good records make a table, the others one error; nothing else is raised."""
+    from mmcot.training.data.keys import GUESSES, KNOWN
+    from mmcot.training.data.reading import Reading, open_source
+
+    keys = [*sorted(KNOWN | set(GUESSES)), "choice_a", "choice_b", "A", "B", "own", "", "\ud800"]
+    rows = [problem(**{key: value}) for key in keys for value in ODD]
+    path = json_lines(tmp_path / "odd.jsonl", *rows)
+    with pytest.raises(UserError) as raised:
+        load_problems(path, require_answer=False)
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 8000
+    reading = Reading(open_source(str(path), None, None, "all", {}, urls=False, outside=False), {}, "all", False)
+    number = sum(1 for _ in reading.records(None))
+    assert number + reading.faults.count == len(rows) and 200 < number < len(rows)
+    bad = set()
+    reading.faults.add = lambda row, error: bad.add(int(row.place.split()[-1]) - 1)
+    reading.ids.clear()
+    list(reading.records(None))
+    good = json_lines(tmp_path / "good.jsonl", *(row for place, row in enumerate(rows) if place not in bad))
+    assert len(load_problems(good, require_answer=False)) == number
