@@ -13,6 +13,7 @@ from .errors_mmcot import ModelError
 
 MODES = ("score", "generate")
 MAX_NEW_TOKENS = 512  # the paper's output length of stage 1
+SPECIAL_TOKENS = ("pad_token_id", "eos_token_id", "decoder_start_token_id")
 IMAGE_INPUTS = ("image_features", "pixel_values", "pixel_mask", "image_attention_mask")
 
 
@@ -68,9 +69,9 @@ def prepare_generation_config(
 ) -> tuple[GenerationConfig, dict[str, Any]]:
     """The options that `model.generate` decodes with, and those of `kwargs` that are none.
 
-    Merged in transformers' order: the call's options, `generation_config`, the model's own; what is None afterwards
-    has transformers' default. A call's limit (`max_length`, `max_new_tokens`) wins over the model's own; without any,
-    there are 512 new tokens, the paper's.
+    Merged in transformers' order: the call's options, `generation_config`, the model's own; special tokens that are
+    missing then are the stage's, anything else has transformers' default. A call's limit (`max_length`,
+    `max_new_tokens`) wins over the model's own; without any, there are 512 new tokens, the paper's.
     """
     config = copy.deepcopy(generation_config) if generation_config is not None else GenerationConfig()
     rest = config.update(**kwargs)
@@ -78,6 +79,8 @@ def prepare_generation_config(
     if config.max_length is not None or config.max_new_tokens is not None:
         own |= {"max_length": None, "max_new_tokens": None}
     config.update(**own, defaults_only=True, allow_custom_entries=True)
+    stage = getattr(model, "rationale", model).config
+    config.update(**{name: getattr(stage, name) for name in SPECIAL_TOKENS}, defaults_only=True)
     if config.cache_implementation == "paged":
         raise ModelError('cache_implementation="paged" (continuous batching) takes no image')
     if config.max_length is None and config.max_new_tokens is None:

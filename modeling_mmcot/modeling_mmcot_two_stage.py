@@ -13,6 +13,7 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .answers_mmcot import (
+    SPECIAL_TOKENS,
     MMCoTOutput,
     check_mode,
     check_vocabulary,
@@ -31,7 +32,6 @@ from .vision_mmcot import MMCoTImageFeatures, build_vision, get_image_features
 
 STAGES = ("rationale", "answer")
 MAX_ANSWER_TOKENS = 16  # "The answer is (B)." has 7
-SPECIAL_TOKENS = ("pad_token_id", "eos_token_id", "decoder_start_token_id")
 
 
 class MMCoTModel(CompleteSaveMixin, PreTrainedModel, GenerationMixin):

@@ -172,6 +172,15 @@ def test_start_end_and_padding_of_a_call_are_no_part_of_the_rationale(model, inp
         assert source == prefix + text + model.config.answer_suffix_ids
 
 
+def test_special_tokens_that_no_configuration_names_are_the_stages(model, inputs):
+    expected = model.generate(**inputs, max_new_tokens=10, suppress_tokens=[416], min_new_tokens=2)
+    model.generation_config = GenerationConfig(max_new_tokens=10, suppress_tokens=[416], min_new_tokens=2)
+    output = model.generate(**inputs)
+    assert torch.equal(output.answer_source_ids, expected.answer_source_ids)
+    config, _ = prepare_generation_config(model)
+    assert (config.pad_token_id, config.eos_token_id, config.decoder_start_token_id) == (0, 1, 0)
+
+
 def test_return_dict_gives_the_whole_of_generate(model, inputs):
     output = model.generate(
         **inputs, max_new_tokens=4, return_dict_in_generate=True, output_scores=True, output_hidden_states=True
