@@ -100,8 +100,7 @@ class MMCoTPipeline(Pipeline):
         return super().__call__((_numbered(i, problem) for i, problem in enumerate(problems)), **options)
 
     def preprocess(self, problem: Mapping) -> dict:
-        self.processor.check_problem(problem)
-        images = self.processor.load_images(problem)
+        images = self.processor.check_problem(problem)
         return {"problem": {**{k: v for k, v in problem.items() if k not in ("image", "images")}, "images": images}}
 
     def _ensure_tensor_on_device(self, inputs, device):

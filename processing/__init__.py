@@ -7,18 +7,19 @@ first use.
 import functools
 import importlib
 
-from .prompts_mmcot import PROMPT_FORMATS, build_prompt, option_letter, parse_answer
+from .prompts_mmcot import PROMPT_FORMATS, ProblemError, build_prompt, option_letter, parse_answer
 
 _LAZY = {
     "MMCoTImageProcessor": "image_processing_mmcot",
     "MMCoTProcessor": "processing_mmcot",
     "image_processor_for": "image_processing_mmcot",
-    "image_references": "image_processing_mmcot",
-    "load_image": "image_processing_mmcot",
-    "load_images": "image_processing_mmcot",
+    "image_references": "image_reading_mmcot",
+    "load_image": "image_reading_mmcot",
+    "load_images": "image_reading_mmcot",
+    "read_image_bytes": "image_reading_mmcot",
 }
 
-__all__ = [*_LAZY, "PROMPT_FORMATS", "build_prompt", "option_letter", "parse_answer"]  # noqa: PLE0604
+__all__ = [*_LAZY, "PROMPT_FORMATS", "ProblemError", "build_prompt", "option_letter", "parse_answer"]  # noqa: PLE0604
 
 
 def __getattr__(name: str):
@@ -40,7 +41,7 @@ def register_image_processor() -> None:
 
     from .image_processing_mmcot import MMCoTImageProcessor
 
-    classes = {"torchvision": MMCoTImageProcessor, "pil": MMCoTImageProcessor}
+    classes: dict[str, type] = {"torchvision": MMCoTImageProcessor, "pil": MMCoTImageProcessor}
     AutoImageProcessor.register(MMCoTImageProcessor.__name__, image_processor_classes=classes)
 
 

@@ -1,21 +1,18 @@
-"""Images of a problem: reading them, and turning them into pixel values exactly as the original did.
+"""Images become pixel values, exactly as the original's.
 
 `MMCoTImageProcessor` exists because transformers' own processors come close but not all the way: their default
 backend resizes with torchvision instead of PIL (some values differ by grey levels), and both of their backends crop
 one pixel beside timm wherever an odd number of rows is left over.
 """
 
-import base64
-import io
 import os
 import shutil
-import urllib.request
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+import torch
+from PIL import Image
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import (
@@ -26,10 +23,27 @@ from transformers.image_utils import (
     PILImageResampling,
 )
 
-# The files that a saved processor needs beside it; see `copy_code`.
-CODE_FILES = ("image_processing_mmcot.py", "processing_mmcot.py", "prompts_mmcot.py")
+from .image_reading_mmcot import (  # noqa: F401 - some under the name that they had here
+    image_references,
+    load_image,
+    load_images,
+    read_image_bytes,
+    to_levels,
+)
+from .prompts_mmcot import ProblemError
 
-_URL_TIMEOUT = 20  # seconds
+# The files that a saved processor needs beside it; see `copy_code`.
+CODE_FILES = (
+    "image_processing_mmcot.py",
+    "image_reading_mmcot.py",
+    "processing_mmcot.py",
+    "prompts_mmcot.py",
+    "tokens_mmcot.py",
+)
+
+# The long side of an image may be so many times its short side, where that is resized to a fixed length: a line of
+# 20000 x 1 pixels would become 4480000 x 224. ScienceQA's widest picture has 522 x 53.
+MAX_ASPECT = 20
 
 _IMAGENET = {"image_mean": IMAGENET_DEFAULT_MEAN, "image_std": IMAGENET_DEFAULT_STD}
 
@@ -81,6 +95,22 @@ class MMCoTImageProcessor(PilBackend):
     do_rescale = True
     do_normalize = True
 
+    def fetch_images(self, image_url_or_urls):
+        """As inherited, for paths and URLs that direct calls name; read within the bounds of `read_image_bytes`."""
+        reference = image_url_or_urls
+        return load_image(reference) if isinstance(reference, str) else super().fetch_images(reference)
+
+    def process_image(self, image, do_convert_rgb: bool | None = None, **kwargs) -> np.ndarray:
+        """As inherited; a PIL image becomes RGB as `load_image` does it."""
+        if do_convert_rgb and isinstance(image, Image.Image):
+            image = load_image(image)
+        return super().process_image(image, do_convert_rgb=do_convert_rgb, **kwargs)
+
+    def resize(self, image: np.ndarray, size, **kwargs) -> np.ndarray:
+        """As inherited; an image so narrow that its long side would take gigabytes is a ProblemError."""
+        check_aspect(image.shape[-1], image.shape[-2], size)
+        return super().resize(image, size, **kwargs)
+
     @property
     def model_input_names(self) -> list[str]:
         return ["pixel_values", "pixel_mask"] if self.do_pad else ["pixel_values"]
@@ -94,10 +124,12 @@ class MMCoTImageProcessor(PilBackend):
         return image[:, top : top + size.height, left : left + size.width]
 
     def _preprocess(self, images, *args, do_pad=None, pad_size=None, return_tensors=None, **kwargs) -> BatchFeature:
+        if kwargs.get("do_rescale"):  # which takes levels of 0-255: floats within 0-1 would come out black
+            images = [to_levels(image) for image in images]
         data = super()._preprocess(images, *args, do_pad=False, pad_size=None, return_tensors=None, **kwargs)
         if do_pad:
             padded, masks = self.pad(data["pixel_values"], pad_size=pad_size, return_mask=True)
-            data = {"pixel_values": padded, "pixel_mask": masks}
+            data = BatchFeature({"pixel_values": padded, "pixel_mask": masks})
         return BatchFeature(dict(data), tensor_type=return_tensors)
 
     def to_dict(self) -> dict[str, Any]:
@@ -111,6 +143,16 @@ class MMCoTImageProcessor(PilBackend):
         return saved
 
 
+def check_aspect(width: int, height: int, size) -> None:
+    """Raise a ProblemError where resizing to `size` (an image processor's) would make an enormous image."""
+    narrow = max(width, height) > MAX_ASPECT * min(width, height)
+    if narrow and size.get("shortest_edge") and not size.get("longest_edge"):
+        raise ProblemError(
+            f"an image of {width} × {height} pixels: one side is more than {MAX_ASPECT} times the other, and its "
+            f"short side is resized to {size['shortest_edge']}; crop it"
+        )
+
+
 def image_processor_for(preset: str | int | tuple[int, int]) -> MMCoTImageProcessor:
     """The image processor of a backbone, made without network.
 
@@ -121,38 +163,10 @@ def image_processor_for(preset: str | int | tuple[int, int]) -> MMCoTImageProces
     """
     if isinstance(preset, str):
         if preset not in PRESETS:
-            raise ValueError(f"no image preset {preset!r}; there are {', '.join(PRESETS)}, or give a size in pixels")
+            raise ProblemError(f"no image preset {preset!r}; there are {', '.join(PRESETS)}, or give a size in pixels")
         return MMCoTImageProcessor(**PRESETS[preset])
     height, width = (preset, preset) if isinstance(preset, int) else preset
     return MMCoTImageProcessor(size={"height": height, "width": width})
-
-
-def load_images(problem: Mapping[str, Any]) -> list[Image.Image]:
-    """All images of a problem, as RGB; an empty list if it has none.
-
-    They are read from `images` (a list) or `image` (one, a list, or None). An image is whatever `load_image` reads.
-
-    Raises:
-        ValueError: an image can't be read; the message names the problem's id and the image.
-    """
-    loaded = []
-    for reference in image_references(problem):
-        try:
-            loaded.append(load_image(reference))
-        except Exception as error:
-            name = "problem" if problem.get("id") is None else f"problem {problem['id']}"
-            raise ValueError(f"{name}: cannot read image {_describe(reference)}: {_shorten(str(error))}") from error
-    return loaded
-
-
-def image_references(problem: Mapping[str, Any]) -> list[Any]:
-    """The problem's images as they are given, unread and without the empty ones."""
-    given = problem.get("images")
-    if given is None:
-        given = problem.get("image")
-    if not isinstance(given, list | tuple):
-        given = [given]
-    return [reference for reference in given if reference is not None and not _is_empty(reference)]
 
 
 def image_rows(images: Any, num_texts: int | None) -> list[list]:
@@ -168,32 +182,27 @@ def image_rows(images: Any, num_texts: int | None) -> list[list]:
     else:
         rows = [[image] for image in images]
     if num_texts is not None and len(rows) != num_texts:
-        raise ValueError(f"images for {len(rows)} texts, but there are {num_texts} texts")
+        raise ProblemError(f"images for {len(rows)} texts, but there are {num_texts} texts")
     # Arrays are left to the image processor, which knows their channels' order.
     return [[image if hasattr(image, "ndim") else load_image(image) for image in row] for row in rows]
 
 
-def load_image(reference: Any) -> Image.Image:
-    """One image as RGB, from a PIL image, an array (height, width[, channels]), a path, bytes, an http(s) or data URL,
-    or `datasets`' undecoded {"path": …, "bytes": …}. Errors are those of whatever reads it."""
-    if isinstance(reference, Mapping):
-        content = reference.get("bytes")
-        reference = content if content is not None else reference.get("path")
-    if isinstance(reference, Image.Image):
-        return _to_rgb(reference)
-    if isinstance(reference, bytes | bytearray | memoryview):
-        return _decode(bytes(reference))
-    if isinstance(reference, str) and reference.startswith(("http://", "https://")):
-        request = urllib.request.Request(reference, headers={"User-Agent": "mmcot"})
-        with urllib.request.urlopen(request, timeout=_URL_TIMEOUT) as response:
-            return _decode(response.read())
-    if isinstance(reference, str) and reference.startswith("data:image/"):
-        return _decode(base64.b64decode(reference.partition(",")[2]))
-    if isinstance(reference, str | os.PathLike):
-        return _decode(Path(reference).expanduser().read_bytes())
-    if hasattr(reference, "__array__"):
-        return _to_rgb(Image.fromarray(np.asarray(reference)))
-    raise TypeError(f"an image is a PIL image, array, path, bytes, URL or dict, not {type(reference).__name__}")
+def stack_images(image_processor, rows: list[list], **images_kwargs) -> dict[str, torch.Tensor]:
+    """`pixel_values` (rows, images, 3, height, width), zeros where a row has fewer images, without the second axis if
+    none has more than one; `image_attention_mask` (rows, images); and `pixel_mask`, if the processor gives one."""
+    flat = [image for row in rows for image in row]
+    # Where a batch has no image at all, a blank one tells the shape that zeros have to have.
+    encoded = image_processor(flat or [Image.new("RGB", (32, 32))], **{**images_kwargs, "return_tensors": "pt"})
+    count = max(1, *map(len, rows))
+    present = torch.tensor([[column < len(row) for column in range(count)] for row in rows])  # (batch, images)
+    data = {"image_attention_mask": present}
+    for name, absent in (("pixel_values", 0), ("pixel_mask", 1)):  # a mask of zeros only would give NaN
+        if name in encoded:
+            values = encoded[name]
+            placed = values.new_full((*present.shape, *values.shape[1:]), absent)
+            placed[present] = values[: len(flat)]
+            data[name] = placed if count > 1 else placed[:, 0]
+    return data
 
 
 def copy_code(save_directory: str | os.PathLike) -> None:
@@ -206,41 +215,3 @@ def copy_code(save_directory: str | os.PathLike) -> None:
     for name in CODE_FILES:
         if here != there and (here / name).is_file():
             shutil.copyfile(here / name, there / name)
-
-
-def _decode(content: bytes) -> Image.Image:
-    image = Image.open(io.BytesIO(content))
-    image.load()  # a truncated file is found here and not later
-    return _to_rgb(ImageOps.exif_transpose(image))
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """As the original's `convert("RGB")`, except that 16-bit greys are scaled and not clipped to white."""
-    if image.mode.startswith("I"):
-        values = np.asarray(image)
-        image = Image.fromarray((values // 256 if values.max(initial=0) > 255 else values).astype(np.uint8))
-    elif image.mode == "P":
-        image = image.convert("RGBA")  # same colours, without PIL's warning about transparency
-    return image.convert("RGB")
-
-
-def _is_empty(reference: Any) -> bool:
-    """An empty text, or `datasets`' struct of an absent image."""
-    if isinstance(reference, Mapping):
-        return reference.get("bytes") is None and not reference.get("path")
-    return isinstance(reference, str) and not reference
-
-
-def _describe(reference: Any) -> str:
-    """An image reference in a few words, never its content."""
-    if isinstance(reference, Mapping):
-        reference = reference.get("path") or reference.get("bytes")
-    if isinstance(reference, bytes | bytearray | memoryview):
-        return f"({len(reference)} bytes)"
-    if isinstance(reference, str | os.PathLike):
-        return repr(_shorten(os.fspath(reference)))
-    return f"({type(reference).__name__})"
-
-
-def _shorten(text: str, limit: int = 200) -> str:
-    return text if len(text) <= limit else text[:limit] + " …"

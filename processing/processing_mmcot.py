@@ -1,9 +1,4 @@
-"""`MMCoTProcessor`: problems become the tensors that either stage reads; what the stages write becomes answers.
-
-Stage 2's source is put together from token ids: prefix (question, context, options) + rationale + closing
-("Answer:" and the end token). Tokens of T5-style vocabularies never span white space, so that this equals tokenising
-the joined text, and a model can put it together on its own device.
-"""
+"""`MMCoTProcessor`: problems become the tensors that either stage reads; what the stages write becomes answers."""
 
 import os
 from collections.abc import Mapping
@@ -18,17 +13,28 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpa
 from transformers.tokenization_utils_base import TextInput
 from transformers.utils import PROCESSOR_NAME
 
-from .image_processing_mmcot import MMCoTImageProcessor, copy_code, image_rows, load_images
+from .image_processing_mmcot import MMCoTImageProcessor, check_aspect, copy_code, image_rows, stack_images
+from .image_reading_mmcot import load_images
 from .prompts_mmcot import (
     OPTION_LETTERS,
     ProblemError,
     build_prompt,
+    check_text,
+    choices_of,
     option_letter,
     parse_answer,
     problem_name,
     reads_rationale,
-    source_segments,
     split_format,
+)
+from .tokens_mmcot import (
+    check_tokenizer,
+    end_ids,
+    join_parts,
+    readable_text,
+    source_parts,
+    token_ids,
+    warn_of_losses,
 )
 
 SOURCE_TRUNCATIONS = ("keep_ends", "end")
@@ -40,12 +46,15 @@ class MMCoTProcessorKwargs(ProcessingKwargs, total=False):
     _defaults = {"text_kwargs": {"return_token_type_ids": False}}
 
 
+_KWARGS: Any = MMCoTProcessorKwargs  # transformers asks for the class, and its annotation for an instance
+
+
 class MMCoTProcessor(ProcessorMixin):
     """Image processor, tokenizer and prompts of Multimodal-CoT.
 
     Args:
         image_processor: None for a text-only model. `image_processor_for(preset)` makes the paper's.
-        tokenizer: T5's, or any other whose tokens don't span white space.
+        tokenizer: T5's, or any other whose tokens don't span white space (mT5's; ByT5's bytes do, and are refused).
         rationale_format: prompt format of stage 1; None for a one-stage model.
         answer_format: prompt format of stage 2 (with G, such as "QCMG-A"), or of a one-stage model (such as "QCM-A").
         use_caption: add a problem's `caption` to its context.
@@ -69,7 +78,8 @@ class MMCoTProcessor(ProcessorMixin):
         source_truncation: str = "keep_ends",
     ):
         if tokenizer is None:
-            raise ValueError("MMCoTProcessor needs a tokenizer")
+            raise ProblemError("MMCoTProcessor needs a tokenizer")
+        check_tokenizer(tokenizer, len(tokenizer))
         if image_processor is not None:
             super().__init__(image_processor, tokenizer)
         else:  # ProcessorMixin knows no optional parts
@@ -80,12 +90,12 @@ class MMCoTProcessor(ProcessorMixin):
         if rationale_format is not None:
             split_format(rationale_format)
             if not reads_rationale(answer_format):
-                raise ValueError(
+                raise ProblemError(
                     f"two stages need an answer_format that reads the rationale (QCMG-A), not {answer_format!r}; "
                     "for a one-stage model give rationale_format=None"
                 )
         if source_truncation not in SOURCE_TRUNCATIONS:
-            raise ValueError(f"source_truncation is one of {SOURCE_TRUNCATIONS}, not {source_truncation!r}")
+            raise ProblemError(f"source_truncation is one of {SOURCE_TRUNCATIONS}, not {source_truncation!r}")
         self.rationale_format = rationale_format
         self.answer_format = answer_format
         self.use_caption = use_caption
@@ -127,20 +137,20 @@ class MMCoTProcessor(ProcessorMixin):
             rationale.
 
         Raises:
-            ValueError: a problem that can't be asked (see `check_problem`); one whose question and options alone are
+            ProblemError: a problem that can't be asked (see `check_problem`); one whose question and options alone are
                 too long.
         """
         if problems is None:
             return self._encode_text_and_images(text, images, kwargs)
         if text is not None:
-            raise ValueError("give either problems or text, not both")
+            raise ProblemError("give either problems or text, not both")
         problems = [problems] if isinstance(problems, Mapping) else list(problems)
         if not problems or not all(isinstance(problem, Mapping) for problem in problems):
-            raise ValueError(
+            raise ProblemError(
                 "problems must be a dict or a non-empty list of dicts; give texts as text=, images as images="
             )
         # Defaults that a tokenizer was saved with must not shorten a problem's source.
-        merged = self._merge_kwargs(MMCoTProcessorKwargs, tokenizer_init_kwargs=None, **kwargs)
+        merged = self._merge_kwargs(_KWARGS, tokenizer_init_kwargs=None, **kwargs)
         text_kwargs = merged["text_kwargs"]
         data = self._encode_problems(problems, stage, rationales, text_kwargs)
         if self.image_processor is not None:
@@ -159,11 +169,12 @@ class MMCoTProcessor(ProcessorMixin):
         `stage` is "rationale" or "answer", and may be None for a one-stage model.
         """
         prompt_format = self._prompt_format(stage)
-        prefix, middle, closing = self._source_ids(problem, prompt_format, rationale, self.max_source_length)
-        encoded = {"input_ids": self._join(prefix, middle, closing, self.max_source_length)}
+        warn_of_losses(self.tokenizer, problem)
+        parts = self._source_parts(problem, prompt_format, rationale, self.max_source_length)
+        encoded = {"input_ids": join_parts(self.tokenizer, parts, self.max_source_length)}
         if target:
             text = build_prompt(problem, prompt_format, use_caption=self.use_caption)[1]
-            encoded["labels"] = self._ids(text) + self._end_ids
+            encoded["labels"] = token_ids(self.tokenizer, text) + end_ids(self.tokenizer)
         return encoded
 
     def answer_token_ids(self) -> dict[str, list[int]]:
@@ -174,38 +185,49 @@ class MMCoTProcessor(ProcessorMixin):
             answer is ("; `option_letter_ids`: the 26 letters after it.
 
         Raises:
-            ValueError: this tokenizer joins a letter with what stands before or after it.
+            ProblemError: this tokenizer joins a letter with what stands before or after it.
         """
-        answers = [self._ids(f"{_ANSWER_PREFIX}{letter}).") for letter in OPTION_LETTERS]
-        prefix = os.path.commonprefix(answers)
+        answers = [token_ids(self.tokenizer, f"{_ANSWER_PREFIX}{letter}).") for letter in OPTION_LETTERS]
+        prefix = list(os.path.commonprefix(answers))
         letters = [answer[len(prefix)] for answer in answers if len(answer) > len(prefix)]
         endings = {tuple(answer[len(prefix) + 1 :]) for answer in answers}
         if len(set(letters)) != len(OPTION_LETTERS) or len(endings) != 1 or not prefix:
-            raise ValueError(
+            raise ProblemError(
                 f"options can't be scored with this tokenizer: after {_ANSWER_PREFIX!r} the 26 letters are not one "
                 "token each"
             )
         return {
-            "answer_suffix_ids": self._ids("Answer:") + self._end_ids,
+            "answer_suffix_ids": token_ids(self.tokenizer, "Answer:") + end_ids(self.tokenizer),
             "option_prefix_ids": prefix,
             "option_letter_ids": letters,
         }
 
-    def load_images(self, problem: Mapping[str, Any]) -> list:
-        """The problem's images as RGB PIL images; see `mmcot.processing.load_images`."""
-        return load_images(problem)
+    def load_images(self, problem: Mapping[str, Any]) -> list[Image.Image]:
+        """The problem's images as RGB PIL images; see `mmcot.processing.load_images`. One that is too narrow for the
+        image processor is an error too."""
+        images = load_images(problem)
+        for image in images:
+            try:
+                check_aspect(*image.size, getattr(self.image_processor, "size", None) or {})
+            except ProblemError as error:
+                raise ProblemError(f"{problem_name(problem)}: {error}") from None
+        return images
 
-    def check_problem(self, problem: Mapping[str, Any]) -> None:
-        """Raise a ValueError that says what is wrong (and of which problem, if it has an id): an empty question; fewer
-        than two or more than 26 choices; no image field (if there is an image processor; None in it is fine); an image
-        that can't be read."""
-        self._check_text(problem)
-        if self.image_processor is not None:
-            if "image" not in problem and "images" not in problem:
-                raise ValueError(
-                    f"{problem_name(problem)} has no field 'image' or 'images' (None or [] says: no image)"
-                )
-            load_images(problem)
+    def check_problem(self, problem: Mapping[str, Any]) -> list[Image.Image]:
+        """The problem's images (none without an image processor), after a look at the whole problem.
+
+        Raises:
+            ProblemError: it says what is wrong, and of which problem, if that has an id: a field that is no text; an
+                empty question; fewer than two or more than 26 choices; no image field (if there is an image processor;
+                None in it is fine); an image that can't be read.
+        """
+        check_text(problem)
+        warn_of_losses(self.tokenizer, problem)
+        if self.image_processor is None:
+            return []
+        if "image" not in problem and "images" not in problem:
+            raise ProblemError(f"{problem_name(problem)} has no field 'image' or 'images' (None or [] says: no image)")
+        return self.load_images(problem)
 
     # ---- outputs of a model ----
 
@@ -232,7 +254,7 @@ class MMCoTProcessor(ProcessorMixin):
         )
         size = next(len(rows) for rows in (rationale_ids, answer_ids, log_probs) if rows is not None)
         if problems is not None and len(problems) != size:
-            raise ValueError(f"{len(problems)} problems for {size} outputs")
+            raise ProblemError(f"{len(problems)} problems for {size} outputs")
         results = []
         for row in range(size):
             rationale, readable = self._decode(rationale_ids, row)
@@ -243,17 +265,14 @@ class MMCoTProcessor(ProcessorMixin):
                 finite = torch.isfinite(torch.as_tensor(log_probs[row])).tolist()
                 scores = {option_letter(i): probabilities[i].item() for i, own in enumerate(finite) if own}
             if answer is not None:
-                choices = len(problems[row]["choices"]) if problems else len(scores or OPTION_LETTERS)
+                choices = len(choices_of(problems[row])) if problems else len(scores or OPTION_LETTERS)
                 index = parse_answer(answer, choices)
             else:
-                index = OPTION_LETTERS.index(max(scores, key=scores.get)) if scores else None
-            result = {
-                "rationale": readable,
-                "answer": None if index is None else option_letter(index),
-                "answer_index": index,
-            }
+                index = OPTION_LETTERS.index(max(scores, key=lambda letter: scores[letter])) if scores else None
+            letter = None if index is None else option_letter(index)
+            result = {"rationale": readable, "answer": letter, "answer_index": index}
             if problems is not None:
-                result["answer_text"] = None if index is None else problems[row]["choices"][index]
+                result["answer_text"] = None if index is None else choices_of(problems[row])[index]
             results.append({**result, "scores": scores, "generated": {"rationale": rationale, "answer": answer}})
         return results
 
@@ -302,14 +321,15 @@ class MMCoTProcessor(ProcessorMixin):
 
     def _encode_problems(self, problems, stage, rationales, text_kwargs) -> dict[str, Any]:
         for problem in problems:
-            self._check_text(problem)
+            check_text(problem)
+            warn_of_losses(self.tokenizer, problem)
         both = stage is None and self.rationale_format is not None
         if rationales is not None and (both or stage == "rationale"):
-            raise ValueError('rationales are read by stage="answer" only')
+            raise ProblemError('rationales are read by stage="answer" only')
         rationales = [rationales] if isinstance(rationales, str) else rationales
         rationales = [None] * len(problems) if rationales is None else list(rationales)
         if len(rationales) != len(problems):
-            raise ValueError(f"{len(rationales)} rationales for {len(problems)} problems")
+            raise ProblemError(f"{len(rationales)} rationales for {len(problems)} problems")
 
         limit = text_kwargs.get("max_length") or self.max_source_length
         if both and limit != self.max_source_length:
@@ -317,18 +337,18 @@ class MMCoTProcessor(ProcessorMixin):
                 f"max_length={limit} holds for one stage: a model joins stage 2's source up to its own limit, "
                 f"{self.max_source_length}; give stage=, or make processor and model with max_source_length={limit}"
             )
-        prompt_format = self.rationale_format if both else self._prompt_format(stage)
+        prompt_format = self._prompt_format("rationale" if both else stage)
         sources = [
-            self._join(*self._source_ids(problem, prompt_format, rationale, limit), limit)
+            join_parts(self.tokenizer, self._source_parts(problem, prompt_format, rationale, limit), limit)
             for problem, rationale in zip(problems, rationales, strict=True)
         ]
-        data = dict(zip(("input_ids", "attention_mask"), self._pad(sources, limit, text_kwargs), strict=True))
+        data = self._pad(sources, limit, text_kwargs)
         if both:
-            prefixes = [self._source_ids(problem, self.answer_format, "", limit)[0][:limit] for problem in problems]
+            prefixes = [self._source_parts(problem, self.answer_format, "", limit)[0][:limit] for problem in problems]
             padded = self._pad(prefixes, limit, text_kwargs)
-            data.update(zip(("answer_input_ids", "answer_attention_mask"), padded, strict=True))
+            data.update({f"answer_{name}": values for name, values in padded.items()})
         if stage is None:
-            data["num_choices"] = [len(problem["choices"]) for problem in problems]
+            data["num_choices"] = [len(choices_of(problem)) for problem in problems]
         return data
 
     def _prompt_format(self, stage: str | None) -> str:
@@ -337,121 +357,44 @@ class MMCoTProcessor(ProcessorMixin):
         if stage == "rationale" and self.rationale_format is not None:
             return self.rationale_format
         known = '"answer"' if self.rationale_format is None else '"rationale" or "answer"'
-        raise ValueError(f"stage must be {known}, not {stage!r}")
+        raise ProblemError(f"stage must be {known}, not {stage!r}")
 
-    def _source_ids(self, problem, prompt_format, rationale, limit) -> tuple[list[int], list[int], list[int]]:
-        """Token ids of prefix, rationale and closing; with "keep_ends" they fit into `limit` together."""
-        *segments, closing = source_segments(problem, prompt_format, use_caption=self.use_caption, rationale=rationale)
-        closing_ids = self._ids(closing.text) + self._end_ids
-        head = [segment for segment in segments if segment.kind != "G"]
-        prefix = self._ids(" ".join(segment.text for segment in head))
-        middle = self._ids(" ".join(segment.text for segment in segments if segment.kind == "G"))
-        if self.source_truncation == "keep_ends":
-            budget = limit - len(closing_ids)
-            reserved = limit // 4 if reads_rationale(prompt_format) else 0
-            if len(prefix) > budget - reserved:
-                prefix = self._shorten(problem, head, budget - reserved)
-            middle = middle[: budget - len(prefix)]
-        return prefix, middle, closing_ids
+    def _source_parts(self, problem, prompt_format: str, rationale: str | None, limit: int):
+        cut = self.source_truncation == "keep_ends"
+        options = {"rationale": rationale, "use_caption": self.use_caption, "cut": cut}
+        return source_parts(self.tokenizer, problem, prompt_format, limit, **options)
 
-    def _shorten(self, problem, segments, budget: int) -> list[int]:
-        """The prefix's ids in at most `budget`, by cutting the context at its end, then texts after "BECAUSE:"."""
-        pieces = [self._ids(segment.text) for segment in segments]
-        for kinds in (("C",), ("L", "E", "LE")):
-            for index, (kind, text) in enumerate(segments):
-                excess = sum(map(len, pieces)) - budget
-                if excess > 0 and kind in kinds:
-                    keep = len(pieces[index]) - excess
-                    label = self._ids(text.split(":", 1)[0] + ":")  # alone it would say nothing
-                    pieces[index] = pieces[index][:keep] if keep > len(label) else []
-        ids = sum(pieces, [])
-        if len(ids) > budget:
-            raise ValueError(
-                f"{problem_name(problem)}: question and options alone take {len(ids)} tokens, and there is room for "
-                f"{max(budget, 0)}: raise max_source_length (now {self.max_source_length})"
-            )
-        return ids
-
-    def _join(self, prefix, middle, closing, limit) -> list[int]:
-        ids = prefix + middle + closing
-        end = self._end_ids
-        return ids if len(ids) <= limit else ids[: limit - len(end)] + end
-
-    def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] if text else []
-
-    @property
-    def _end_ids(self) -> list[int]:
-        """The end token, in a list."""
-        end = self.tokenizer.eos_token_id
-        return [end] if end is not None else self.tokenizer("")["input_ids"]
-
-    def _pad(self, rows: list[list[int]], limit: int, text_kwargs) -> tuple[list[list[int]], list[list[int]]]:
-        """(ids, mask), padded on the right whatever the tokenizer's own side is."""
+    def _pad(self, rows: list[list[int]], limit: int, text_kwargs) -> dict[str, list[list[int]]]:
+        """`input_ids` and `attention_mask`, padded on the right whatever the tokenizer's own side is."""
         padding = text_kwargs.get("padding", True)
-        if padding in (False, "do_not_pad"):
-            return rows, [[1] * len(row) for row in rows]
-        width = limit if padding == "max_length" else max(map(len, rows))
-        multiple = text_kwargs.get("pad_to_multiple_of") or 1
-        width = -(-width // multiple) * multiple
-        pad = self.tokenizer.pad_token_id or 0
-        ids = [row + [pad] * (width - len(row)) for row in rows]
-        return ids, [[1] * len(row) + [0] * (width - len(row)) for row in rows]
-
-    def _check_text(self, problem: Mapping[str, Any]) -> None:
-        if not str(problem.get("question") or "").strip():
-            raise ValueError(f"{problem_name(problem)}: the question is empty")
-        choices = problem.get("choices")
-        count = 0 if choices is None else len(choices)
-        if not 2 <= count <= len(OPTION_LETTERS):
-            raise ValueError(
-                f"{problem_name(problem)} has {count} choice{'' if count == 1 else 's'}; "
-                f"there must be 2 to {len(OPTION_LETTERS)}"
-            )
+        return self.tokenizer.pad(
+            {"input_ids": rows},
+            padding=padding,
+            max_length=limit if padding == "max_length" else None,
+            pad_to_multiple_of=text_kwargs.get("pad_to_multiple_of"),
+            padding_side="right",
+            return_attention_mask=True,
+        ).data
 
     def _decode(self, ids, row: int) -> tuple[str | None, str | None]:
-        """(the text as decoded, the text for readers) of one row of ids, in which -100 is padding too."""
+        """A row as it was decoded, and for readers; -100 in it is padding too."""
         if ids is None:
             return None, None
-        pad = self.tokenizer.pad_token_id or 0
-        tokens = [pad if token == -100 else int(token) for token in torch.as_tensor(ids[row]).tolist()]
-        text = self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
-        # T5's vocabulary has no backslash: the two characters \n of the targets come back as <unk>n.
-        special = {self.tokenizer.pad_token_id, self.tokenizer.eos_token_id}
-        readable = self.tokenizer.decode([token for token in tokens if token not in special])
-        if self.tokenizer.unk_token is not None:
-            readable = readable.replace(f"{self.tokenizer.unk_token}n", "\n").replace(self.tokenizer.unk_token, "")
-        lines = [" ".join(line.split()) for line in readable.replace("\\n", "\n").strip().split("\n")]
-        return text, "\n".join(lines).removeprefix("Solution:").strip()
-
-    # ---- images ----
+        tokens = [token for token in torch.as_tensor(ids[row]).tolist() if token != -100]
+        return self.tokenizer.decode(tokens, skip_special_tokens=True).strip(), readable_text(self.tokenizer, tokens)
 
     def _encode_text_and_images(self, text, images, kwargs) -> BatchFeature:
         if text is None and images is None:
-            raise ValueError("give problems, or text, or images")
-        merged = self._merge_kwargs(MMCoTProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+            raise ProblemError("give problems, or text, or images")
+        merged = self._merge_kwargs(_KWARGS, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         data = {} if text is None else dict(self.tokenizer(text, **merged["text_kwargs"]))
         if images is not None:
             if self.image_processor is None:
-                raise ValueError("this processor has no image processor: its model reads text only")
+                raise ProblemError("this processor has no image processor: its model reads text only")
             texts = None if text is None else 1 if isinstance(text, str) else len(text)
             data.update(self.encode_images(image_rows(images, texts), **merged["images_kwargs"]))
         return BatchFeature(data, tensor_type=merged["text_kwargs"].get("return_tensors"))
 
     def encode_images(self, rows: list[list], **images_kwargs) -> dict[str, torch.Tensor]:
         """Pixel values, pixel mask and image mask of each row's images; see `__call__` for their shapes."""
-        flat = [image for row in rows for image in row]
-        # Where a batch has no image at all, a blank one tells the shape that zeros have to have.
-        encoded = self.image_processor(
-            flat or [Image.new("RGB", (32, 32))], **{**images_kwargs, "return_tensors": "pt"}
-        )
-        count = max(1, *map(len, rows))
-        present = torch.tensor([[column < len(row) for column in range(count)] for row in rows])  # (batch, images)
-        data = {"image_attention_mask": present}
-        for name, absent in (("pixel_values", 0), ("pixel_mask", 1)):  # a mask of zeros only would give NaN
-            if name in encoded:
-                values = encoded[name]
-                placed = values.new_full((*present.shape, *values.shape[1:]), absent)
-                placed[present] = values[: len(flat)]
-                data[name] = placed if count > 1 else placed[:, 0]
-        return data
+        return stack_images(self.image_processor, rows, **images_kwargs)

@@ -9,6 +9,8 @@ A prompt format is "INPUT-OUTPUT". Letters: Q question, C context, M multiple op
 """
 
 import re
+from collections.abc import Mapping
+from numbers import Number
 from typing import Any, NamedTuple
 
 OPTION_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -101,7 +103,7 @@ def reads_rationale(prompt_format: str) -> bool:
 
 
 def build_prompt(
-    problem: dict[str, Any], prompt_format: str, *, use_caption: bool = False, rationale: str | None = None
+    problem: Mapping[str, Any], prompt_format: str, *, use_caption: bool = False, rationale: str | None = None
 ) -> tuple[str, str]:
     """The source and target text of a problem.
 
@@ -136,7 +138,7 @@ def build_prompt(
 
 
 def source_segments(
-    problem: dict[str, Any], prompt_format: str, *, use_caption: bool = False, rationale: str | None = None
+    problem: Mapping[str, Any], prompt_format: str, *, use_caption: bool = False, rationale: str | None = None
 ) -> list[Segment]:
     """The source of `build_prompt` in parts (none of them empty): joined by single spaces they are the source.
 
@@ -151,11 +153,14 @@ def source_segments(
             closing = "BECAUSE:" + closing
             continue
         if kind == "A":
-            fields["answer"] = _answer(problem)
-            if fields["answer"] is None:
+            answer = _answer(problem)
+            if answer is None:
                 raise ProblemError(f"{problem_name(problem)}: the input format {layout} needs an answer, and has none")
-        given = kind == "G" and rationale is not None
-        text = _collapse(rationale if given else SEGMENTS[kind].format(**fields))
+            fields["answer"] = answer
+        if kind == "G" and rationale is not None:
+            text = _collapse(_checked(rationale, problem, "its rationale"))
+        else:
+            text = _collapse(SEGMENTS[kind].format(**fields))
         if text:
             segments.append(Segment(kind, text))
     return [*segments, Segment("closing", closing)]
@@ -173,46 +178,107 @@ def parse_answer(text: str | None, num_choices: int) -> int | None:
     return index if index < num_choices else None
 
 
-def prompt_fields(problem: dict[str, Any], use_caption: bool) -> dict[str, str]:
+def prompt_fields(problem: Mapping[str, Any], use_caption: bool) -> dict[str, str]:
     """What the templates above are filled with, the answer aside: a bad one is an error only where it is used."""
     context = problem.get("context")
-    if context is None:
-        context = problem.get("hint")
-    caption = problem.get("caption") if use_caption else None
+    context = text_of(problem, "hint" if is_absent(context) else "context")
+    caption = text_of(problem, "caption") if use_caption else ""
     return {
-        "question": problem.get("question") or "",
-        "context": f"{context or ''} {caption or ''}".strip() or "N/A",
-        "options": " ".join(f"({option_letter(index)}) {choice}" for index, choice in enumerate(_choices(problem))),
-        "lecture": _escape_newlines(problem.get("lecture")),
-        "solution": _escape_newlines(problem.get("solution")),
+        "question": text_of(problem, "question"),
+        "context": f"{context} {caption}".strip() or "N/A",
+        "options": " ".join(f"({option_letter(index)}) {choice}" for index, choice in enumerate(choices_of(problem))),
+        "lecture": _escape_newlines(text_of(problem, "lecture")),
+        "solution": _escape_newlines(text_of(problem, "solution")),
     }
 
 
-def _choices(problem: dict[str, Any]) -> list[str]:
-    # They may be a NumPy array (from parquet), whose truth value is an error: compare with None only.
+def text_of(problem: Mapping[str, Any], name: str) -> str:
+    """A text field; "" where it is absent. A ProblemError where it is no text."""
+    value = problem.get(name)
+    return "" if is_absent(value) else _checked(value, problem, repr(name))
+
+
+def choices_of(problem: Mapping[str, Any]) -> list[str]:
+    """The choices' texts, from a list, tuple, NumPy array or pyarrow list; [] where there are none."""
     choices = problem.get("choices")
-    return [] if choices is None else list(choices)
+    if is_absent(choices):
+        return []
+    for convert in ("tolist", "as_py"):
+        if hasattr(choices, convert):
+            choices = getattr(choices, convert)()
+    if not isinstance(choices, list | tuple):
+        raise ProblemError(
+            f"{problem_name(problem)}: 'choices' must be a list of texts, and is of type {type(choices).__name__}"
+        )
+    return [_checked(choice, problem, f"number {i} of 'choices'") for i, choice in enumerate(choices, start=1)]
 
 
-def _answer(problem: dict[str, Any]) -> str | None:
+def check_text(problem: Mapping[str, Any]) -> None:
+    """Raise a ProblemError for a problem that can't be asked: a field that is no text, an empty question, fewer than
+    two choices or more than 26."""
+    for name in ("context", "hint", "caption", "lecture", "solution"):
+        text_of(problem, name)
+    if not text_of(problem, "question").strip():
+        raise ProblemError(f"{problem_name(problem)}: the question is empty")
+    count = len(choices_of(problem))
+    if not 2 <= count <= len(OPTION_LETTERS):
+        raise ProblemError(
+            f"{problem_name(problem)} has {count} choice{'' if count == 1 else 's'}; "
+            f"there must be 2 to {len(OPTION_LETTERS)}"
+        )
+
+
+def is_absent(value: Any) -> bool:
+    """None, or what tables hold in its place: NaN of any type, pandas' NA and NaT."""
+    missing = type(value).__name__ in ("NoneType", "NAType", "NaTType")
+    return missing or (isinstance(value, Number) and bool(value != value))
+
+
+def problem_name(problem: Mapping[str, Any]) -> str:
+    """How messages call a problem: by its id, where it has one."""
+    return "problem" if is_absent(problem.get("id")) else f"problem {shown(problem['id'], 80)}"
+
+
+def shown(value: Any, limit: int = 200) -> str:
+    """A value as one short, printable line of a message."""
+    text = " ".join(str(value).encode("utf-8", "backslashreplace").decode().split())
+    return text if len(text) <= limit else f"{text[: limit - 62]} … {text[-60:]}"
+
+
+def _checked(text: Any, problem: Mapping[str, Any], name: str) -> str:
+    if not isinstance(text, str):
+        raise ProblemError(f"{problem_name(problem)}: {name} must be a text, and is of type {type(text).__name__}")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = ascii(text[error.start])
+        raise ProblemError(
+            f"{problem_name(problem)}: {name} holds half of a character (a lone surrogate, {half}): decode it again"
+        ) from None
+    return text
+
+
+def _answer(problem: Mapping[str, Any]) -> str | None:
     """ "(B)", or None for a problem without an answer."""
-    answer, count = problem.get("answer"), len(_choices(problem))
-    if answer is None:
+    answer: Any = problem.get("answer")
+    count = len(choices_of(problem))
+    if is_absent(answer):
         return None
-    if not 0 <= int(answer) < count:
-        raise ProblemError(f"{problem_name(problem)}: answer {answer} is not the index of one of its {count} choices")
-    return f"({option_letter(int(answer))})"
+    try:
+        index = int(answer)  # of NumPy's types too, and of a column that pandas made floats for its NaN
+    except (TypeError, ValueError, OverflowError):
+        index = -1
+    if index != answer or not 0 <= index < count:
+        raise ProblemError(
+            f"{problem_name(problem)}: answer {shown(answer, 80)} is not the index of one of its {count} choices"
+        )
+    return f"({option_letter(index)})"
 
 
-def _escape_newlines(text: str | None) -> str:
+def _escape_newlines(text: str) -> str:
     """A newline becomes the two characters \\n, which survive the white-space rule (T5 reads the first as <unk>)."""
-    return (text or "").replace("\n", "\\n")
+    return text.replace("\n", "\\n")
 
 
 def _collapse(text: str) -> str:
     return " ".join(text.split())
-
-
-def problem_name(problem: dict[str, Any]) -> str:
-    """How messages call a problem: by its id, where it has one."""
-    return "problem" if problem.get("id") is None else f"problem {problem['id']}"

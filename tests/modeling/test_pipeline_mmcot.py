@@ -118,7 +118,8 @@ def png(image) -> bytes:
     return buffer.getvalue()
 
 
-def test_every_kind_of_image_reference_gives_the_same(pipe, problems, tmp_path):
+def test_every_kind_of_image_reference_gives_the_same(pipe, problems, tmp_path, monkeypatch):
+    monkeypatch.setenv("MMCOT_ALLOW_PRIVATE_URLS", "1")
     problem = next(problem for problem in problems if len(problem["images"]) == 1)
     image = problem["images"][0]
     (tmp_path / "picture.png").write_bytes(png(image))

@@ -1,9 +1,4 @@
-"""Images of every kind are read; pixel values are those of timm's and the original's own transforms."""
-
-import base64
-import http.server
-import io
-import threading
+"""Pixel values are those of timm's and the original's own transforms."""
 
 import numpy as np
 import pytest
@@ -13,7 +8,7 @@ import torchvision.transforms as T
 from PIL import Image
 from transformers import DetrImageProcessorPil
 
-from mmcot.processing import MMCoTImageProcessor, image_processor_for, load_image, load_images
+from mmcot.processing import MMCoTImageProcessor, ProblemError, image_processor_for
 
 TIMM_NAMES = {"vit": "vit_large_patch32_384", "clip": "resnet101_clip.openai", "resnet": "resnet50"}
 
@@ -22,12 +17,6 @@ def picture(width=40, height=30, mode="RGB", seed=0):
     """A smooth coloured picture: noise would hide a shift by a pixel, flat colour would not show one."""
     noise = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC).convert(mode)
-
-
-def png(image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 @pytest.mark.parametrize("name", list(TIMM_NAMES))
@@ -78,75 +67,35 @@ def test_image_processor_survives_saving(tmp_path, preset):
         assert torch.equal(second(image, return_tensors="pt")[name], values)
 
 
-def test_every_kind_of_reference_gives_the_same_image(tmp_path):
-    image = picture()
-    path = tmp_path / "image.png"
-    path.write_bytes(png(image))
-    data_url = "data:image/png;base64," + base64.b64encode(png(image)).decode()
-    references = [image, np.asarray(image), path, str(path), png(image), data_url]
-    references += [{"path": str(path), "bytes": None}, {"path": "gone.png", "bytes": png(image)}]
-    for reference in references:
-        loaded = load_image(reference)
-        assert loaded.mode == "RGB" and loaded.tobytes() == image.tobytes()
-    assert len(load_images({"images": references})) == len(references)
+# ---- shapes and levels that would be wrong ----
 
 
-def test_url(tmp_path):
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            found = self.path == "/image.png"
-            self.send_response(200 if found else 404)
-            self.end_headers()
-            self.wfile.write(png(picture()) if found else b"")
-
-        def log_message(self, *args):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        root = f"http://127.0.0.1:{server.server_port}"
-        assert load_image(f"{root}/image.png").tobytes() == picture().tobytes()
-        with pytest.raises(ValueError, match=f"problem 3: cannot read image '{root}/gone.png'.*404"):
-            load_images({"id": 3, "image": f"{root}/gone.png"})
-        server.shutdown()
+def test_a_bound_on_narrow_images_leaves_the_widest_of_scienceqa_alone():
+    assert image_processor_for("detr")(Image.new("RGB", (522, 53)), return_tensors="pt")["pixel_values"].shape == (
+        *(1, 3, 224, 2206),
+    )
+    values = image_processor_for("detr")(Image.new("RGB", (20, 400)), return_tensors="pt")["pixel_values"]
+    assert values.shape == (1, 3, 4480, 224)
+    for preset in ("detr", "vit", "clip", "resnet"):
+        for width, height in ((1, 3000), (20000, 1), (4000, 20), (401, 20)):
+            with pytest.raises(ProblemError, match=f"{width} × {height} pixels"):
+                image_processor_for(preset)(Image.new("RGB", (width, height)), return_tensors="pt")
+    # a size of both sides squeezes, and never makes an enormous image
+    assert image_processor_for(16)(Image.new("RGB", (3000, 1)), return_tensors="pt")["pixel_values"].shape[-1] == 16
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "1", "CMYK", "I;16"])
-def test_every_mode_becomes_rgb(mode):
-    if mode == "I;16":
-        image = Image.fromarray(np.asarray(picture(mode="L"), dtype=np.uint16) * 256)
-        expected = picture(mode="L").convert("RGB")
-    else:
-        image = picture(mode=mode)
-        expected = image.convert("RGB")
-    assert load_image(image).tobytes() == expected.tobytes()
-    if mode != "CMYK":
-        assert load_image(png(image)).tobytes() == expected.tobytes()
-
-
-def test_no_image():
-    for problem in ({}, {"image": None}, {"images": []}, {"images": None}, {"image": ""}, {"images": [None]}):
-        assert load_images(problem) == []
-    assert load_images({"image": {"path": None, "bytes": None}}) == []
-
-
-def test_unreadable_image_is_named_in_few_words(tmp_path):
-    truncated = png(picture(200, 200))[:600]
-    for reference, words in [
-        (tmp_path / "gone.png", "gone.png"),
-        (truncated, "(600 bytes)"),
-        ({"bytes": b"x" * 5000, "path": None}, "(5000 bytes)"),
-        ("data:image/png;base64," + "A" * 9000, "data:image"),
-        (object(), "object"),
-    ]:
-        with pytest.raises(ValueError) as error:
-            load_images({"id": "q9", "image": reference})
-        assert "problem q9: cannot read image" in str(error.value)
-        assert words in str(error.value) and len(str(error.value)) < 600
-
-
-def test_real_images_are_read_as_the_original_does(shared_dir):
-    paths = sorted((shared_dir / "data/scienceqa/images").rglob("*.png"))[::10]
-    for path in paths:
-        assert load_image(path).tobytes() == Image.open(path).convert("RGB").tobytes()
-    assert len(paths) > 20
+def test_direct_calls_read_as_load_image_does(tmp_path):
+    """Transparency, depth and EXIF of a PIL image, floats within 0-1, and a path."""
+    processor = image_processor_for(16)
+    clear = Image.new("RGBA", (16, 16), (255, 0, 0, 0))
+    assert (processor(clear, return_tensors="pt")["pixel_values"] == 1).all()
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    expected = processor(Image.fromarray(grey), return_tensors="pt")["pixel_values"]
+    deep = Image.fromarray(grey.astype(np.uint16) * 256)
+    deep.save(tmp_path / "deep.png")
+    colours = np.stack([grey / 255] * 3, -1)
+    for image in (deep, str(tmp_path / "deep.png"), colours, torch.tensor(colours).permute(2, 0, 1).float()):
+        assert torch.equal(processor(image, return_tensors="pt")["pixel_values"], expected)
+    # who has scaled already says so
+    raw = processor(colours, do_rescale=False, do_normalize=False, do_resize=False, return_tensors="pt")
+    torch.testing.assert_close(raw["pixel_values"][0, 0].double(), torch.tensor(grey / 255))

@@ -77,8 +77,7 @@ def _name(reference: Any) -> str:
 def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
-    text = " ".join((str(error).strip() or type(error).__name__).split())
-    return "no image of a known format" if text.startswith("cannot identify image file") else text[:120]
+    return " ".join((getattr(error, "reason", "") or str(error).strip() or type(error).__name__).split())[:120]
 
 
 def _note_of(problems) -> Path | None:

@@ -159,5 +159,5 @@ def _download(url: str) -> bytes:
     try:
         return image_processing_mmcot.read_image_bytes(url)
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).partition("\n")[0]
+        reason = (getattr(error, "reason", "") or str(error).strip() or type(error).__name__).partition("\n")[0]
         raise UserError(f"its image {shown(url)} can't be read: {reason:.120}") from None
