@@ -59,7 +59,7 @@ def cpu_count() -> int:
 
 
 def _fault(problem: Mapping[str, Any]) -> tuple[Any, str | None]:
-    from mmcot.processing.image_processing_mmcot import image_references, load_image
+    from mmcot.processing.image_reading_mmcot import image_references, load_image
 
     for reference in image_references(problem):
         try:

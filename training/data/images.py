@@ -154,10 +154,10 @@ def _shortened(path: Path) -> str:
 
 
 def _download(url: str) -> bytes:
-    from mmcot.processing import image_processing_mmcot
+    from mmcot.processing import image_reading_mmcot
 
     try:
-        return image_processing_mmcot.read_image_bytes(url)
+        return image_reading_mmcot.read_image_bytes(url)  # bounded in bytes and time; no private addresses
     except Exception as error:
         reason = (getattr(error, "reason", "") or str(error).strip() or type(error).__name__).partition("\n")[0]
         raise UserError(f"its image {shown(url)} can't be read: {reason:.120}") from None

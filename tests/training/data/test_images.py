@@ -2,11 +2,13 @@
 
 import base64
 import os
+import threading
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from record_files import json_lines, picture, problem
 
-from mmcot.processing import image_processing_mmcot
 from mmcot.training.common import MissingFileError, UserError
 from mmcot.training.data.problems import load_problems
 
@@ -102,24 +104,41 @@ def test_addresses_need_leave(tmp_path, url):
         load_problems(path)
 
 
-def test_an_allowed_address_is_read_once_into_the_table(tmp_path, monkeypatch):
-    read = []
+@pytest.fixture
+def server():
+    """Serves a picture under every path but /bad, and counts the requests of each."""
+    requests = Counter()
 
-    def read_image_bytes(url):
-        read.append(url)
-        if "bad" in url:
-            raise OSError("the server sent 500")
-        return picture()
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            requests[self.path] += 1
+            self.send_response(500 if "bad" in self.path else 200)
+            self.end_headers()
+            self.wfile.write(picture())
 
-    monkeypatch.setattr(image_processing_mmcot, "read_image_bytes", read_image_bytes, raising=False)
-    rows = [problem(question=f"{number}?", image=f"http://x/{number}.png") for number in range(20)]
+        def log_message(self, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        running.requests, running.url = requests, f"http://127.0.0.1:{running.server_port}"
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield running
+        running.shutdown()
+
+
+def test_an_allowed_address_is_read_once_into_the_table(tmp_path, monkeypatch, server):
+    rows = [problem(question=f"{number}?", image=f"{server.url}/{number}.png") for number in range(20)]
     path = json_lines(tmp_path / "mine.jsonl", *rows)
+    with pytest.raises(UserError, match="line 1.*: its image .* can't be read"):
+        load_problems(path, allow_urls=True)  # this machine's own addresses need more than that
+    assert not server.requests
+    monkeypatch.setenv("MMCOT_ALLOW_PRIVATE_URLS", "1")
     for _ in range(2):
         problems = load_problems(path, "train", allow_urls=True)
     assert problems[0]["images"] == [{"path": None, "bytes": picture()}]
-    assert sorted(read) == sorted(set(read)) and len(read) == len(problems) < 20
-    path = json_lines(tmp_path / "mine.jsonl", problem(image="http://x/bad.png"))
-    with pytest.raises(UserError, match="line 1: its image 'http://x/bad.png' can't be read: the server sent 500"):
+    assert set(server.requests.values()) == {1} and len(server.requests) == len(problems) < 20
+    path = json_lines(tmp_path / "mine.jsonl", problem(image=f"{server.url}/bad.png"))
+    with pytest.raises(UserError, match="line 1: its image .*bad.png' can't be read: .*500"):
         load_problems(path, allow_urls=True)
 
 
