@@ -296,11 +296,17 @@ def test_options_are_scored_behind_the_explanation(processor, problems, tied):
     settings = {} if tied else {"tie_word_embeddings": False, "scale_decoder_outputs": False}
     for answer_format in ("QCM-LEA", "QCM-A", "QCM-ALE"):
         model, own = one_stage(processor, answer_format, **settings)
-        output = model.generate(**own(problems), max_new_tokens=7)
+        # explanations of different lengths: row i has i tokens and the end
+        output = model.generate(
+            **own(problems),
+            mode="generate",
+            max_new_tokens=9,
+            prefix_allowed_tokens_fn=lambda row, ids: [40 + row] if len(ids) <= row else [1],
+        )
         texts = [[] for _ in problems]
         if answer_format == "QCM-LEA":
             texts = [[token for token in row if token > 1] for row in output.rationale_ids.tolist()]
-            assert all(texts)
+            assert texts == [[40 + row] * row for row in range(len(problems))]
         expected = scores_by_the_whole_pass(model, own, problems, texts)
         for row, wanted in zip(output.option_log_probs, expected, strict=True):
             assert torch.allclose(row[: len(wanted)], wanted, atol=1e-4)
