@@ -74,7 +74,7 @@ def prepare_generation_config(
     `max_new_tokens`) wins over the model's own; without any, there are 512 new tokens, the paper's.
     """
     config = copy.deepcopy(generation_config) if generation_config is not None else GenerationConfig()
-    rest = config.update(**kwargs)
+    rest = config.update(**{name: value for name, value in kwargs.items() if value is not None})
     own = model.generation_config.to_dict()
     if config.max_length is not None or config.max_new_tokens is not None:
         own |= {"max_length": None, "max_new_tokens": None}

@@ -9,6 +9,9 @@ from transformers import Pipeline
 from .answers_mmcot import check_mode, check_vocabulary
 from .errors_mmcot import ModelError
 
+OWN_OPTIONS = ("mode", "return_attention", "self_consistency", "blank_image")
+LIMITS = {"max_length": None, "max_new_tokens": None}  # two names of one thing: a call's replaces the pipeline's
+
 
 class _Problems(torch.utils.data.Dataset):
     """Sized, indexable view that `Pipeline` reads in batches."""
@@ -83,6 +86,10 @@ class MMCoTPipeline(Pipeline):
 
     def __call__(self, problems: Any, **options: Any) -> dict | list[dict] | Iterator[dict]:
         """Answers one problem (a dict), many, or a stream of them; see the class for options and results."""
+        if options.get("generation_config") is not None:  # it replaces the pipeline's generation options
+            options = {name: None for name in self._forward_params if name not in OWN_OPTIONS} | options
+        elif LIMITS.keys() & options.keys():
+            options = LIMITS | options
         if isinstance(problems, Mapping):
             splits = [str(name) for name, value in problems.items() if hasattr(value, "column_names")]
             if splits:

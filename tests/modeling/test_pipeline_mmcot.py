@@ -10,7 +10,7 @@ import numpy as np
 import pandas
 import pytest
 from PIL import Image
-from transformers import Pipeline, pipeline
+from transformers import GenerationConfig, Pipeline, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 from two_stage_models import make_stage
 
@@ -223,6 +223,11 @@ def test_options_of_a_call_win_over_the_pipelines(two_stage_repository, problems
     assert not {"without_image", "attention", "votes"} & result.keys() and result["generated"]["answer"] is None
     longer = pipe(shown, **back, max_new_tokens=9)["generated"]["rationale"]
     assert longer == made(shown, max_new_tokens=9)["generated"]["rationale"] != result["generated"]["rationale"]
+    assert pipe(shown, **back, max_length=10)["generated"] == pipe(shown, **back, max_new_tokens=9)["generated"]
+    config = GenerationConfig(max_new_tokens=9, num_beams=2)
+    beams = made(shown, max_new_tokens=9, num_beams=2)["generated"]
+    assert pipe(shown, **back, generation_config=config)["generated"] == beams
+    assert pipe(shown, **back, generation_config=config, num_beams=1)["generated"]["rationale"] == longer
     for wrong in ({"mode": "guess"}, {"self_consistency": 0}):
         with pytest.raises(ModelError, match=next(iter(wrong))):
             MMCoTPipeline(made.model, processor=made.processor, device="cpu", **wrong)
