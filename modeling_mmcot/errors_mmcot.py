@@ -1,10 +1,10 @@
-"""The one kind of error that a user of the models can mend. Imported first: it looks at transformers' version."""
+"""Errors that a user of the models can mend. Imported first, as it checks transformers' version."""
 
 import transformers
 
 
 class ModelError(ValueError):
-    """One line that says which file, option or input is wrong and what to do.
+    """One line that says which file, option or input is wrong, and what to do.
 
     A command line tells it by `user_error`: `isinstance` fails between the copies of this file that transformers loads
     from different folders.

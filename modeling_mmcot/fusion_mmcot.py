@@ -46,13 +46,13 @@ class GatedFusion(nn.Module):
         """Fuse the two.
 
         Args:
-            hidden_states: (batch, text, hidden_size).
+            hidden_states: (batch, length, hidden_size).
             image_features: (batch, patches, image_size); none means no image.
             image_attention_mask: (batch, patches), False where there is no patch. A row without any has no image.
             output_attentions: return the attention and the gate too.
 
         Returns:
-            Fused states (batch, text, hidden_size); attention (batch, heads, text, patches) and gate (batch, text,
+            Fused states (batch, length, hidden_size); attention (batch, heads, length, patches) and gate (batch, text,
             hidden_size), or None. No image is one all-zero patch, which equals the original's block of zero patches:
             attention over equal keys is attention over one of them.
 

@@ -74,10 +74,10 @@ def what_is_wrong(path: str) -> str:
 
 
 def check_loaded(source, model, info: dict, saved_config: dict, ignore_mismatched_sizes: bool = False) -> None:
-    """Whether every weight of a model came from its checkpoint, and every weight of the checkpoint found a place.
+    """Checks that model and checkpoint have the same weights and that all of them are finite.
 
-    A backbone or fusion that `saved_config` doesn't have may start fresh, one that the model doesn't have may be left
-    out: the caller has asked for it.
+    If only one of `saved_config` and the model's configuration has a backbone or a fusion, the caller has asked for
+    that: its weights may start fresh, or be left out.
 
     Raises:
         ModelError: weights are missing, too many, of other shapes, or not finite; they are named.
@@ -86,16 +86,18 @@ def check_loaded(source, model, info: dict, saved_config: dict, ignore_mismatche
     shapes = [] if ignore_mismatched_sizes else info["mismatched_keys"]
     faults = {
         "lacks": [name for name in info["missing_keys"] if fresh.isdisjoint(name.split("."))],
-        "holds, without a place for them,": [
+        "holds weights that the model does not know:": [
             name for name in info["unexpected_keys"] if left_out.isdisjoint(name.split("."))
         ],
-        "holds, in other shapes than config.json asks for,": [f"{name} {tuple(shape)}" for name, shape, _ in shapes],
+        "holds weights of other shapes than config.json says:": [
+            f"{name} {tuple(shape)}" for name, shape, _ in shapes
+        ],
         "holds weights that are NaN or infinite:": _not_finite(model),
     }
     for fault, names in faults.items():
         if names:
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-            raise ModelError(f"{source} {fault} {', '.join(sorted(names)[:5])}{more}")
+            raise ModelError(f"{source} {fault} {', '.join(sorted(names)[:5])}{more}; take another copy or checkpoint")
 
 
 def _absent_parts(config: dict) -> set[str]:

@@ -32,12 +32,12 @@ CACHE = "cache" if "cache" in Seq2SeqLMOutput.__dataclass_fields__ else "past_ke
 
 @dataclass
 class MMCoTEncoderOutput(BaseModelOutput):
-    """The encoder's output; its last hidden state is the fused one. With `output_image_attention` there are:
+    """The encoder's output; its last hidden state is the fused one. `output_image_attention=True` adds:
 
     Attributes:
         image_hidden_states: (batch, patches, width), the image features that were fused.
-        image_attentions: (batch, heads, text, patches), each token's attention over patches.
-        image_gate: (batch, text, d_model), the share of the image in each value.
+        image_attentions: (batch, heads, length, patches), each token's attention over patches.
+        image_gate: (batch, length, d_model), the share of the image in each value.
     """
 
     image_hidden_states: Tensor | None = None
@@ -253,7 +253,7 @@ class MMCoTForConditionalGeneration(
         """T5's forward with images.
 
         Args:
-            input_ids, attention_mask: (batch, text), padded on either side.
+            input_ids, attention_mask: (batch, length), padded on either side.
             labels: (batch, target), -100 where no loss is taken (on padding, if `loss_on_padding`).
             encoder_outputs: this model's encoder's; the image arguments are then without effect.
             image_features: (batch, patches, width), computed before.

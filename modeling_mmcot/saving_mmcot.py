@@ -33,7 +33,7 @@ PROCESSING_FILES += ["tokens_mmcot.py"]
 
 
 def _processing_folder() -> Path | None:
-    """Where the package is installed, the processor's code has a folder of its own; in a Hub repository it hasn't."""
+    """The folder of the processor's code, where the package is installed; in a Hub repository all code lies in one."""
     spec = importlib.util.find_spec(f"{__package__}.processing")
     return Path(spec.origin).parent if spec and spec.origin else None
 
@@ -92,11 +92,11 @@ class CompleteSaveMixin:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
-        """As every `from_pretrained`, and strict.
+        """As `PreTrainedModel.from_pretrained`, but incomplete checkpoints are refused.
 
         Raises:
-            ModelError: a file is missing or damaged; weights are missing, too many, of other shapes or not finite. One
-                line names them.
+            ModelError: a file is missing or damaged; weights are missing, unknown, of other shapes or not finite. The
+                message is one line that names them.
         """
         source = pretrained_model_name_or_path
         if source is None:
@@ -132,7 +132,7 @@ class CompleteSaveMixin:
         return config
 
     def _after_loading(self, info: dict) -> None:
-        """What is left to do before the weights are looked at; `info` is transformers' loading info."""
+        """Completes a loaded model before its weights are checked; `info` is transformers' loading info."""
 
     def save_pretrained(
         self, save_directory, *, processor: Any = None, model_card: str | None = None, push_to_hub=False, **kwargs
@@ -197,7 +197,7 @@ class CompleteSaveMixin:
             card.write_text(model_card, encoding="utf-8")
         elif not card.exists():
             card.write_text(_minimal_card(self), encoding="utf-8")
-        for weights in folder.glob("*.safetensors"):  # safetensors makes them for the owner's eyes only
+        for weights in folder.glob("*.safetensors"):  # safetensors lets only their owner read them
             weights.chmod(card.stat().st_mode)
 
 

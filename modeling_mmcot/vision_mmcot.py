@@ -19,7 +19,7 @@ def build_vision(config: dict | PreTrainedConfig) -> PreTrainedModel:
 
 
 def check_vision(vision: PreTrainedModel) -> PreTrainedModel:
-    """The same network, if it can be a backbone.
+    """Returns the network if it can be a backbone.
 
     Raises:
         ModelError: it doesn't read pixels, or not pixels alone (SigLIP 2 of any resolution, a language model).
