@@ -5,7 +5,7 @@ caches, adapters, trainers) works here: the decoder sees only an encoder output.
 """
 
 import copy
-import importlib
+import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
@@ -198,14 +198,12 @@ class MMCoTForConditionalGeneration(
     @classmethod
     def _adapt(cls, source, saved_config, weights, config, kwargs):
         own = saved_config.get("model_type") == cls.config_class.model_type
-        if not saved_config or (own and weights and not any("mha_layer." in name for name in weights)):
+        if own and weights and not any("mha_layer." in name for name in weights):
             return config
-        try:  # not as a plain import, which would bring the file into every Hub repository
-            checkpoints = importlib.import_module(".checkpoints_mmcot", __package__)
-        except ModuleNotFoundError as error:
-            if own:
-                return config
-            raise ModelError(f"{source} is of another kind: the installed package mmcot can start from it") from error
+        # By others: to start a training from. No plain import, which would bring the file into every Hub repository.
+        if not saved_config or importlib.util.find_spec(f"{__package__}.checkpoints_mmcot") is None:
+            return super()._adapt(source, saved_config, weights, config, kwargs)
+        checkpoints = importlib.import_module(".checkpoints_mmcot", __package__)
         return checkpoints.adapt_checkpoint(cls.config_class, source, saved_config, weights, config, kwargs)
 
     def _after_loading(self, info):
@@ -318,9 +316,7 @@ class MMCoTForConditionalGeneration(
             encoder_last_hidden_state=encoder_outputs.last_hidden_state,
             encoder_hidden_states=encoder_outputs.hidden_states,
             encoder_attentions=encoder_outputs.attentions,
-            image_hidden_states=getattr(encoder_outputs, "image_hidden_states", None),
-            image_attentions=getattr(encoder_outputs, "image_attentions", None),
-            image_gate=getattr(encoder_outputs, "image_gate", None),
+            **{name: value for name, value in encoder_outputs.items() if name.startswith("image_")},
         )
 
     def generate(self, *args, num_choices: Tensor | None = None, **kwargs):

@@ -166,13 +166,9 @@ class CompleteSaveMixin:
             self.push_to_hub(**upload, processor=processor, model_card=model_card)
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token=None, **kwargs) -> Any:
-        """Saves the whole repository into a temporary folder and uploads it, card included.
+        """Uploads what `save_pretrained` writes, this model's card included; the repository is made if missing.
 
-        Args:
-            repo_id: made if missing.
-            private: for a new repository.
-            kwargs: of `HfApi.upload_folder` (`commit_message`, `commit_description`, `revision`, `create_pr`) or of
-                `save_pretrained`.
+        `kwargs` are those of `save_pretrained` and `commit_message`, `commit_description`, `revision`, `create_pr`.
         """
         upload = {name: kwargs.pop(name) for name in UPLOAD_ARGUMENTS if name in kwargs}
         repo_id = HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True).repo_id
