@@ -17,6 +17,7 @@ from mmcot.training.data.problems import load_problems
 def outside(tmp_path):
     """A picture beside the source's folder `data`, and links to it from inside."""
     picture(tmp_path / "away" / "x.png")
+    picture(tmp_path / "data-too" / "x.png")
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "link.png").symlink_to(tmp_path / "away" / "x.png")
     (tmp_path / "data" / "folder").symlink_to(tmp_path / "away")
@@ -25,12 +26,15 @@ def outside(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("name", ["../away/x.png", "in/../../away/x.png", "link.png", "folder/x.png", "ABSOLUTE"])
+@pytest.mark.parametrize(
+    "name", ["../away/x.png", "in/../../away/x.png", "link.png", "folder/x.png", "ABSOLUTE", "../data-too/x.png"]
+)
 @pytest.mark.parametrize("gone", [False, True])
 def test_files_outside_of_the_folder_need_leave(outside, name, gone):
     name = str(outside / "away" / "x.png") if name == "ABSOLUTE" else name
     if gone:  # whether it is there is no one's business either
         (outside / "away" / "x.png").unlink()
+        (outside / "data-too" / "x.png").unlink()
     path = json_lines(outside / "data" / "mine.jsonl", problem(image=name))
     with pytest.raises(
         UserError, match="line 1: its image .* lies outside of .*/data: .*allow_outside=true"
@@ -189,6 +193,7 @@ def test_original_image_rule_says_how_many_questions_lose_images(tmp_path, caplo
         picture(tmp_path / name)
     path = json_lines(tmp_path / "mine.jsonl", *rows)
     load_problems(path, "val", image_rule="all")
+    load_problems(path, "val", image_rule="none")
     assert not caplog.records
     assert list(map(len, load_problems(path, "val", image_rule="original")["images"])) == [1, 1, 0]
     assert "mine.jsonl: image_rule=original: 1 of 3 questions of split val lose images" in caplog.text

@@ -36,7 +36,8 @@ def test_neither_order_nor_ids_nor_answers_decide(tmp_path):
     made = parts(json_lines(tmp_path / "one.jsonl", *rows))
     random.Random(0).shuffle(rows)
     assert parts(json_lines(tmp_path / "two.jsonl", *rows)) == made
-    twins = [row | {"id": row["id"] + "twin", "answer": 0, "solution": "Another."} for row in rows]
+    changes = {"answer": 0, "solution": "Another.", "choices": ["that", "this"]}
+    twins = [row | changes | {"id": row["id"] + "twin"} for row in rows]
     both = parts(json_lines(tmp_path / "three.jsonl", *rows, *twins))
     assert both == {split: ids | {id_ + "twin" for id_ in ids} for split, ids in made.items()}
     # and records that are added later move none

@@ -41,6 +41,7 @@ def refusal(tmp_path, record, error=UserError, **kwargs) -> str:
         ({"domain": "science"}, {"subject": "science"}),
         ({"choices": None, "choice_a": "x", "choice_b": "y", "answer": "B"}, {"choices": ["x", "y"], "answer": 1}),
         ({"choices": None, "A": "x", "B": "y", "C": "z", "D": None}, {"choices": ["x", "y", "z"]}),
+        ({"choices": None, "choice_a": "x", "choice_b": "y", "choice_c": ""}, {"choices": ["x", "y"]}),
         ({"choices": None, "option1": "x", "option2": "y"}, {"choices": ["x", "y"]}),
         ({"split": "validation"}, {"split": "val"}),
         ({"split": "Test"}, {"split": "test"}),
