@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import errno
 import importlib
 import os
 import sys
@@ -84,11 +85,20 @@ def run_command(name: str, argv: list[str]) -> int:
         print(f"mmcot {name}: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
     except Exception as error:
-        expected = getattr(error, "user_error", False) or isinstance(error, ValueError | OSError)
+        expected = getattr(error, "user_error", False) or _of_the_system(error)
         if not expected or args.traceback or os.environ.get("MMCOT_TRACEBACK"):
             raise
         print(f"mmcot {name}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+
+
+def _of_the_system(error: Exception) -> bool:
+    """Whether the machine refuses: no room, no right to read or write there. Libraries report a full disk in ways of
+    their own."""
+    refusals = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR}
+    if isinstance(error, OSError) and error.errno in refusals | {errno.EISDIR}:
+        return True
+    return os.strerror(errno.ENOSPC) in str(error)
 
 
 def set_verbosity(quiet: bool = False, verbose: bool = False) -> None:

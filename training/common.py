@@ -80,7 +80,7 @@ def write_between_markers(path: str | Path, name: str, text: str) -> None:
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     content = path.read_text(encoding="utf-8")
     if begin not in content or end not in content:
-        raise ValueError(f"{path} has no markers {begin} … {end}")
+        raise UserError(f"{path} has no markers {begin} … {end}")
     head, tail = content.split(begin)[0], content.split(end)[1]
     with written_whole(path) as file:
         file.write(f"{head}{begin}\n{text}\n{end}{tail}")

@@ -8,7 +8,10 @@ import time
 import pytest
 from PIL import Image
 
+from mmcot.errors_mmcot import ModelError
+from mmcot.processing.prompts_mmcot import ProblemError
 from mmcot.training.cli import COMMANDS, main
+from mmcot.training.common import MissingFileError, UserError
 
 
 def test_help_is_fast_and_imports_nothing_heavy():
@@ -100,3 +103,61 @@ def test_app_without_gradio_says_what_to_install(two_stage_repository, capsys, m
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert main(["app", str(two_stage_repository)]) == 2
     assert "pip install 'mmcot[demo]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (UserError("data.jsonl: line 3: what is wrong"), 2),
+        (MissingFileError("there is no file x"), 2),
+        (ProblemError("problem 7: what is wrong"), 2),
+        (ModelError("model: what is wrong"), 2),
+        (OSError(28, "No space left on device", "/somewhere/x"), 2),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), 2),
+        (PermissionError(13, "Permission denied", "/somewhere/x"), 2),
+        (ValueError("a fault of ours"), None),
+        (KeyError("a fault of ours"), None),
+        (FileNotFoundError(2, "No such file or directory", "x"), None),
+    ],
+)
+def test_only_what_a_user_can_mend_is_one_line(monkeypatch, capsys, error, status):
+    """Everything else shows its traceback."""
+    from mmcot.training.commands import predict
+
+    def fail(args):
+        raise error
+
+    monkeypatch.setattr(predict, "run", fail)
+    arguments = ["predict", "model", "source", "--output", "out"]
+    if status is None:
+        with pytest.raises(type(error)):
+            main(arguments)
+        return
+    assert main(arguments) == status
+    printed = capsys.readouterr().err
+    assert printed.startswith("mmcot predict: error: ") and printed.count("\n") == 1
+    with pytest.raises(type(error)):
+        main([*arguments, "--traceback"])
+    monkeypatch.setenv("MMCOT_TRACEBACK", "1")
+    with pytest.raises(type(error)):
+        main(arguments)
+
+
+def test_help_tells_of_traceback_and_loudness(capsys):
+    with pytest.raises(SystemExit):
+        main(["predict", "--help"])
+    printed = capsys.readouterr().out
+    assert (
+        "--traceback" in printed and "MMCOT_TRACEBACK" in printed and "--quiet" in printed and "--verbose" in printed
+    )
+
+
+def test_a_typo_gets_a_suggestion(capsys):
+    assert main(["trian"]) == 2
+    assert "did you mean `mmcot train`?" in capsys.readouterr().err
+
+
+def test_quiet_leaves_the_result_alone(two_stage_repository, tmp_path, capfd):
+    arguments = [str(two_stage_repository), "embedded:n=4", "--split", "test", "--device", "cpu"]
+    assert main(["predict", *arguments, "--output", str(tmp_path / "p.jsonl"), "--quiet"]) == 0
+    assert "4 predictions in" in capfd.readouterr().out
