@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.models.t5 import modeling_t5
-from transformers.models.t5.modeling_t5 import T5PreTrainedModel
+from transformers.models.t5.modeling_t5 import T5ForConditionalGeneration, T5PreTrainedModel
+
+from mmcot.modeling_mmcot import MMCoTForConditionalGeneration
 
 # the types that a T5 decoder is made of; a subclass may compute something else
 PLAIN_MODULES = {
@@ -29,6 +31,7 @@ PLAIN_MODULES = {
     nn.ModuleList,
 }
 
+PLAIN_ATTENTION = ("eager", "sdpa")
 FEW_ROWS = 256  # up to here a CPU multiplies faster with the weights on the left
 
 
@@ -40,19 +43,26 @@ def is_plain_t5(model) -> bool:
     sharding (FSDP, ZeRO-3), or other modules in place of T5's. Nor in float16, whose range a T5's states leave:
     transformers then keeps a part of the weights in float32.
     """
-    if not isinstance(model, T5PreTrainedModel):
+    if not isinstance(model, T5PreTrainedModel) or model.config._attn_implementation not in PLAIN_ATTENTION:
         return False
+    if type(model).forward not in (MMCoTForConditionalGeneration.forward, T5ForConditionalGeneration.forward):
+        return False  # prompt tuning, or someone's own network
     modules = [model.lm_head, *model.decoder.modules()]
+    activations = {id(module.act) for module in modules if hasattr(module, "act")}  # called as they are
     for module in modules:
-        activation = not any(True for _ in module.parameters()) and not any(True for _ in module.children())
-        if type(module) not in PLAIN_MODULES and not activation:
+        if type(module) not in PLAIN_MODULES and id(module) not in activations:
             return False
-        if module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"):  # the last: accelerate's
+        # accelerate's hooks stand in for `forward`; those of the network as a whole are called by nobody here
+        if "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks:
             return False
-    weights = [model.lm_head.weight, *model.decoder.parameters()]
-    plain = all(type(weight.data) is Tensor and not hasattr(weight, "ds_id") for weight in weights)
-    devices, dtypes = {weight.device for weight in weights}, {weight.dtype for weight in weights}
-    if not plain or len(devices) != 1 or len(dtypes) != 1 or devices.pop().type == "meta":
+    if model._forward_hooks or model._forward_pre_hooks or hasattr(model, "_hf_hook"):
+        return False
+    weights = [*model.lm_head.parameters(), *model.decoder.parameters()]
+    if model.lm_head.bias is not None or any(type(w.data) is not Tensor or hasattr(w, "ds_id") for w in weights):
+        return False
+    if len({weight.dtype for weight in weights}) != 1 or {weight.device.type for weight in weights} == {"meta"}:
+        return False
+    if len({weight.device for weight in weights}) != 1:
         return False
     return weights[0].is_floating_point() and computing_dtype(model) != torch.float16
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
+from transformers import GenerationConfig
 
 from mmcot.answers_mmcot import MMCoTOutput, letter_log_probs
 from mmcot.training.inference.decoder import GreedyDecoder
@@ -44,6 +45,7 @@ def answer_questions(
     batches: Batches,
     *,
     max_new_tokens: int = 512,
+    eos_token_id: int | list[int] | None = None,
     slots: int = 64,
     encoder_tokens: int | None = None,
 ) -> Iterator[tuple[list[Hashable], MMCoTOutput]]:
@@ -55,6 +57,7 @@ def answer_questions(
         batches: (keys, inputs) with the inputs of `MMCoTModel.generate`, read as slots become free. Longest first
             wastes least.
         max_new_tokens: limit of a rationale.
+        eos_token_id: what ends one; default: the network's own.
         slots: rationales that are written at a time.
         encoder_tokens: tokens, padding included, that an encoder reads at a time; default: 1,024 on a CPU, 32,768
             elsewhere.
@@ -65,6 +68,8 @@ def answer_questions(
     device = model.device
     start, pad = model.rationale.config.decoder_start_token_id, model.rationale.config.pad_token_id
     tokens = encoder_tokens or ENCODER_TOKENS.get(device.type, OTHER_ENCODER_TOKENS)
+    end = model.rationale.config.eos_token_id if eos_token_id is None else eos_token_id
+    writer = GenerationConfig(eos_token_id=end, pad_token_id=pad, decoder_start_token_id=start)
     under_way: dict[Hashable, _Question] = {}
     option_ids = (model.config.option_prefix_ids, model.config.option_letter_ids)
 
@@ -73,7 +78,7 @@ def answer_questions(
             prefix, mask = _padded([question.prefix for question in group], pad, device)
             rationales = [torch.tensor([start, *question.rationale]) for question in group]
             rationale_ids = pad_sequence(rationales, batch_first=True, padding_value=pad).to(device)
-            source, source_mask = model._answer_source(prefix, mask, rationale_ids)
+            source, source_mask = model._answer_source(prefix, mask, rationale_ids, writer)
             hidden = _encode(model.answer, source, source_mask, _images(group))
             output = MMCoTOutput(
                 rationale_ids=rationale_ids,
@@ -86,7 +91,7 @@ def answer_questions(
     encoded = _encoded(model.rationale, _questions(model, batches), tokens, under_way)
     decoder = GreedyDecoder(model.rationale, slots)
     written: list[_Question] = []
-    for key, ids in decoder.decode(encoded, max_new_tokens, model.rationale.config.eos_token_id):
+    for key, ids in decoder.decode(encoded, max_new_tokens, end):
         question = under_way.pop(key)
         question.rationale = ids
         written.append(question)
@@ -102,6 +107,7 @@ def write_texts(
     batches: Batches,
     *,
     max_new_tokens: int,
+    eos_token_id: int | list[int] | None = None,
     slots: int = 64,
 ) -> Iterator[tuple[Hashable, list[int]]]:
     """What one network writes greedily, such as the rationales of the first stage.
@@ -109,13 +115,15 @@ def write_texts(
     Args:
         model: an `MMCoTForConditionalGeneration` in evaluation mode.
         batches: (keys, inputs) with `input_ids`, `attention_mask` and image inputs.
+        max_new_tokens, eos_token_id: as in `answer_questions`.
 
     Yields:
         (key, ids without the start token) of each row as it ends.
     """
     tokens = ENCODER_TOKENS.get(model.device.type, OTHER_ENCODER_TOKENS)
     encoded = (found[:3] for found in _encoded_groups(model, _questions(model, batches), tokens))
-    yield from GreedyDecoder(model, slots).decode(encoded, max_new_tokens, model.config.eos_token_id)
+    end = model.config.eos_token_id if eos_token_id is None else eos_token_id
+    yield from GreedyDecoder(model, slots).decode(encoded, max_new_tokens, end)
 
 
 @torch.no_grad()

@@ -17,14 +17,13 @@ from mmcot.training.inference.decoder_weights import is_plain_t5
 
 # fields of a generation configuration that the decoder honours …
 HONOURED = {"max_length", "max_new_tokens", "eos_token_id", "pad_token_id", "decoder_start_token_id"}
-# … that don't concern an encoder-decoder, or say where the configuration comes from …
-WITHOUT_EFFECT = {"bos_token_id", "transformers_version", "_from_model_config", "cache_implementation", "cache_config"}
+# … that change no ids of an encoder-decoder, or say where the configuration comes from …
+WITHOUT_EFFECT = {"bos_token_id", "transformers_version", "_from_model_config", "compile_config", "disable_compile"}
 # … that have an effect on sampling and beam search only …
 OF_SAMPLING = {"temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"}
 OF_BEAMS = {"length_penalty", "early_stopping", "num_beam_groups", "diversity_penalty"}
-# … and the values at which the others ask for nothing; None does too.
+# … and the values at which the others ask for nothing; None does too, and False wherever a field is a switch.
 NEUTRAL: dict[str, Any] = {
-    "do_sample": False,
     "num_beams": 1,
     "num_return_sequences": 1,
     "use_cache": True,
@@ -34,61 +33,56 @@ NEUTRAL: dict[str, Any] = {
     "encoder_repetition_penalty": 1.0,
     "no_repeat_ngram_size": 0,
     "encoder_no_repeat_ngram_size": 0,
-    "renormalize_logits": False,
-    "remove_invalid_values": False,
     "guidance_scale": 1.0,
-    "output_attentions": False,
-    "output_hidden_states": False,
-    "output_logits": False,
-    "output_scores": False,
-    "return_dict_in_generate": False,
 }
-_IMAGES = ("image_features", "pixel_values", "pixel_mask", "image_attention_mask")
+IMAGE_INPUTS = ("image_features", "pixel_values", "pixel_mask", "image_attention_mask")
 
 
 def is_plain_greedy(config: GenerationConfig) -> bool:
     """Whether a configuration asks for the most probable token each time and nothing else."""
-    defaults = {name: value for name, value in _defaults(config).items() if name not in HONOURED}
-    for name, value in config.to_dict().items():
-        if value is None or name in HONOURED | WITHOUT_EFFECT | OF_SAMPLING | OF_BEAMS:
-            continue
-        if name in NEUTRAL:
-            if value != NEUTRAL[name]:
-                return False
-        elif name not in defaults or value != defaults[name]:
-            return False
-    return True
+    filled = getattr(config, "_get_default_generation_params", dict)()  # whatever fields a version has
+    neutral = {**GenerationConfig().to_dict(), **filled, **NEUTRAL}
+    left = {
+        name: value
+        for name, value in config.to_dict().items()
+        if value is not None and name not in HONOURED | WITHOUT_EFFECT | OF_SAMPLING | OF_BEAMS
+    }
+    return all(
+        (value is False and name != "use_cache") or (name in neutral and value == neutral[name])
+        for name, value in left.items()
+    )
 
 
-def _defaults(config: GenerationConfig) -> dict[str, Any]:
-    """What transformers fills in where nothing is set, whatever fields a version has."""
-    filled = getattr(config, "_get_default_generation_params", dict)()
-    return {**GenerationConfig().to_dict(), **filled}
-
-
-def decoder_limit(model, generation_config: GenerationConfig | None, options: dict[str, Any]) -> int | None:
-    """How many tokens the decoder may write for a call of `model.generate`, or None if it can't take the call.
+def greedy_config(
+    model, generation_config: GenerationConfig | None = None, options: dict[str, Any] | None = None
+) -> GenerationConfig | None:
+    """What a call of `model.generate` asks the decoder to do, or None if the decoder can't take the call.
 
     Args:
         model: a stage (or any T5).
         generation_config, options: as `generate` gets them. Options that are no fields of the configuration, such as
             a logits processor, are for `generate` alone, unless they are None, False or the encoder's.
+
+    Returns:
+        the merged configuration; its `max_new_tokens`, `eos_token_id` and `pad_token_id` are what holds.
     """
-    given = [options.get("max_length"), generation_config and generation_config.max_length]
-    given.append(model.generation_config.max_length)
+    options = options or {}
+    lengths = [options.get("max_length"), generation_config and generation_config.max_length]
+    lengths.append(model.generation_config.max_length)
     config, others = model._prepare_generation_config(generation_config, **options)
-    if any(value is not None and value is not False for name, value in others.items() if name not in _IMAGES):
+    if any(value is not None and value is not False for name, value in others.items() if name not in IMAGE_INPUTS):
         return None
     start = model.config.decoder_start_token_id
     if not is_plain_greedy(config) or start is None or config.decoder_start_token_id not in (None, start):
         return None
-    if config.eos_token_id is None or not isinstance(config.pad_token_id, int) or not is_plain_t5(model):
+    if config.eos_token_id is None or not isinstance(config.pad_token_id, int):
         return None
-    if config.max_new_tokens is not None:
-        return config.max_new_tokens if config.max_new_tokens > 0 else None
-    length = next((length for length in given if length is not None), None)
-    limit = 20 if length is None else length - 1  # transformers' default; the start token counts
-    return limit if limit > 0 else None
+    if model.training or not is_plain_t5(model):
+        return None
+    if config.max_new_tokens is None:
+        length = next((length for length in lengths if length is not None), None)
+        config.max_new_tokens = 20 if length is None else length - 1  # transformers' default; the start token counts
+    return config if config.max_new_tokens > 0 else None
 
 
 @torch.no_grad()
@@ -107,32 +101,28 @@ def generate(
         transformers' `generate` returns for what is asked of it.
     """
     labels = options.pop("labels", None)  # `Seq2SeqTrainer` hands them in; they are no part of generation
-    limit = decoder_limit(model, generation_config, options)
-    if attention_mask is None and limit is not None:
+    config = greedy_config(model, generation_config, options)
+    if attention_mask is None and config is not None:
         if encoder_outputs is None and input_ids is not None and not (input_ids == model.config.pad_token_id).any():
             attention_mask = torch.ones_like(input_ids)
         else:
-            limit = None  # what padding means without a mask is for transformers to say
-    if limit is None:
-        if labels is not None:
-            options["labels"] = labels
-        if input_ids is not None:
-            options["input_ids"] = input_ids
-        return type(model).generate(
-            model,
-            generation_config=generation_config,
-            **({} if encoder_outputs is None else {"encoder_outputs": encoder_outputs}),
-            **({} if attention_mask is None else {"attention_mask": attention_mask}),
-            **options,
-        )
-    config, others = model._prepare_generation_config(generation_config, **options)
-    images = {name: value for name, value in others.items() if name in _IMAGES and value is not None}
+            config = None  # what padding means without a mask is for transformers to say
+    if config is None:
+        given = {
+            "input_ids": input_ids,
+            "encoder_outputs": encoder_outputs,
+            "attention_mask": attention_mask,
+            "labels": labels,
+        }
+        given = {name: value for name, value in given.items() if value is not None}
+        return type(model).generate(model, generation_config=generation_config, **given, **options)
     if encoder_outputs is None:
+        images = {name: options[name] for name in IMAGE_INPUTS if options.get(name) is not None}
         encoder_outputs = model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask, **images)
     hidden = encoder_outputs[0]
     decoder = GreedyDecoder(model, slots=len(hidden))
     batches = [(list(range(len(hidden))), hidden, attention_mask)]
-    written = dict(decoder.decode(batches, limit, config.eos_token_id))
+    written = dict(decoder.decode(batches, config.max_new_tokens, config.eos_token_id))
     start = model.config.decoder_start_token_id
     rows = [torch.tensor([start, *written[row]]) for row in range(len(hidden))]
     padded = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=config.pad_token_id)

@@ -34,7 +34,7 @@ def load_pipeline(model, device=None):
         two_stage = kind == MMCoTTwoStageConfig.model_type
         model = (MMCoTModel if two_stage else MMCoTForConditionalGeneration).from_pretrained(source)
         processor = MMCoTProcessor.from_pretrained(source)
-    return MMCoTPipeline(model=use_engine(model), processor=processor, device=device)
+    return MMCoTPipeline(model=use_engine(model).eval(), processor=processor, device=device)
 
 
 def _check_device(device) -> None:
@@ -211,10 +211,10 @@ def _reader(processor, cache) -> Callable[[list[dict]], Any]:
 def _results(pipeline, batches: Iterable[list[dict]], batch_size: int, mode: str, cache, generate_kwargs: dict):
     """(id, result) of each problem: without waiting for the longest rationale of a batch where the fast decoder takes
     the call, else by batches of the pipeline."""
-    limit = _engine_limit(pipeline, mode, generate_kwargs)
+    options = _engine_options(pipeline, mode, generate_kwargs)
     read, model, processor = _reader(pipeline.processor, cache), pipeline.model, pipeline.processor
-    if limit is not None:
-        yield from _streamed(model, processor, read, batches, batch_size, limit)
+    if options is not None:
+        yield from _streamed(model, processor, read, batches, slots=batch_size, **options)
         return
     votes = generate_kwargs.get("self_consistency", 1), generate_kwargs.get("num_return_sequences", 1)
     if cache is not None and max(votes) > 1:
@@ -228,20 +228,21 @@ def _results(pipeline, batches: Iterable[list[dict]], batch_size: int, mode: str
         yield from zip((problem["id"] for problem in batch), results, strict=True)
 
 
-def _engine_limit(pipeline, mode: str, generate_kwargs: dict) -> int | None:
-    """Tokens that the fast decoder may write for a question, or None if the pipeline has to answer."""
+def _engine_options(pipeline, mode: str, generate_kwargs: dict) -> dict[str, Any] | None:
+    """What the engine is told about rationales, or None if the pipeline has to answer."""
     from mmcot.answers_mmcot import prepare_generation_config
     from mmcot.training.inference.decoder_weights import is_plain_t5
-    from mmcot.training.inference.generation import decoder_limit
+    from mmcot.training.inference.generation import greedy_config
 
     model = pipeline.model
     if not pipeline.two_stage or mode != "score" or not is_plain_t5(model.answer):
         return None
     config, others = prepare_generation_config(model, **generate_kwargs)
-    return decoder_limit(model.rationale, config, others)
+    config = greedy_config(model.rationale, config, others)
+    return config and {"max_new_tokens": config.max_new_tokens, "eos_token_id": config.eos_token_id}
 
 
-def _streamed(model, processor, read, batches, batch_size: int, limit: int) -> Iterator[tuple[str, dict]]:
+def _streamed(model, processor, read, batches, **options) -> Iterator[tuple[str, dict]]:
     from mmcot.training.inference.engine import answer_questions
 
     under_way: dict[str, dict] = {}
@@ -251,6 +252,6 @@ def _streamed(model, processor, read, batches, batch_size: int, limit: int) -> I
             under_way.update((problem["id"], problem) for problem in batch)
             yield [problem["id"] for problem in batch], read(batch)
 
-    for ids, output in answer_questions(model, inputs(), max_new_tokens=limit, slots=batch_size):
+    for ids, output in answer_questions(model, inputs(), **options):
         results = processor.post_process(output, [under_way.pop(id_) for id_ in ids])
         yield from zip(ids, results, strict=True)

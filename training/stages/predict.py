@@ -118,7 +118,7 @@ class _Predictor:
 
     def __init__(self, model, processor, stage, features, protocol, answer_mode, blank_images, generate_kwargs):
         from mmcot.training.inference.decoder_weights import is_plain_t5
-        from mmcot.training.inference.generation import decoder_limit, use_engine
+        from mmcot.training.inference.generation import greedy_config, use_engine
         from mmcot.training.stages.samples import StageCollator
 
         self.model, self.processor, self.stage, self.answer_mode = use_engine(model), processor, stage, answer_mode
@@ -126,11 +126,11 @@ class _Predictor:
         self.collator = StageCollator(processor, features, with_images=model.config.has_fusion and not blank_images)
         ids = processor.answer_token_ids()
         self.option_ids = {name: ids[name] for name in ("option_prefix_ids", "option_letter_ids")}
-        self.limit = decoder_limit(model, None, dict(generate_kwargs))
+        self.greedy = greedy_config(model, None, dict(generate_kwargs))
         if protocol == "teacher_forced":
             self.read = self._forced
         elif stage == "rationale":
-            self.read = self._generated if self.limit is None else self._written
+            self.read = self._generated if self.greedy is None else self._written
         elif processor.rationale_format is None:
             self.read = self._in_one_stage
         else:
@@ -150,7 +150,8 @@ class _Predictor:
     def _written(self, inputs, slots: int):
         from mmcot.training.inference.engine import write_texts
 
-        for id_, ids in write_texts(self.model, inputs, max_new_tokens=self.limit, slots=slots):
+        options = {"max_new_tokens": self.greedy.max_new_tokens, "eos_token_id": self.greedy.eos_token_id}
+        for id_, ids in write_texts(self.model, inputs, slots=slots, **options):
             yield id_, {"rationale_ids": [ids]}
 
     def _generated(self, inputs, slots: int):

@@ -16,7 +16,7 @@ from mmcot.training.evaluation.predictions import read_header
 from mmcot.training.evaluation.reading import read_predictions
 from mmcot.training.inference.decoder_weights import is_plain_t5
 from mmcot.training.inference.fingerprint import model_fingerprint
-from mmcot.training.inference.generation import decoder_limit, use_engine
+from mmcot.training.inference.generation import greedy_config, use_engine
 
 
 @pytest.fixture
@@ -96,6 +96,12 @@ OPTIONS = [
     {"output_scores": True, "return_dict_in_generate": True},
     {"decoder_start_token_id": 5},
     {"max_time": 100.0},
+    {"stop_strings": ["the"]},
+    {"use_cache": False},
+    {"cache_implementation": "quantized"},
+    {"begin_suppress_tokens": [5]},
+    {"forced_bos_token_id": 5},
+    {"renormalize_logits": True},
     {"logits_processor": LogitsProcessorList([MinNewTokensLengthLogitsProcessor(1, 4, 1)])},
 ]
 
@@ -107,11 +113,11 @@ def loaded(two_stage_repository):
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: next(iter(options)))
 def test_what_the_engine_does_not_honour_goes_to_generate(two_stage_repository, options):
     model = loaded(two_stage_repository).rationale
-    assert decoder_limit(model, None, {"max_new_tokens": 7}) == 7
-    assert decoder_limit(model, None, {"max_new_tokens": 7, **options}) is None
+    assert greedy_config(model, None, {"max_new_tokens": 7}).max_new_tokens == 7
+    assert greedy_config(model, None, {"max_new_tokens": 7, **options}) is None
     fields = {name: value for name, value in options.items() if name != "logits_processor"}
     if fields:
-        assert decoder_limit(model, GenerationConfig(max_new_tokens=7, **fields), {}) is None
+        assert greedy_config(model, GenerationConfig(max_new_tokens=7, **fields), {}) is None
 
 
 @pytest.mark.parametrize(
@@ -128,7 +134,7 @@ def test_what_the_engine_does_not_honour_goes_to_generate(two_stage_repository, 
 )
 def test_ids_equal_those_of_generate_with_what_it_honours(two_stage_repository, config, options, limit):
     model = loaded(two_stage_repository).rationale
-    assert decoder_limit(model, config, dict(options)) == limit
+    assert greedy_config(model, config, dict(options)).max_new_tokens == limit
     inputs = {"input_ids": torch.tensor([[9, 17, 25, 33, 1], [8, 40, 1, 0, 0]])}
     without_mask = model.generate(**inputs, generation_config=config, **options)
     assert torch.equal(use_engine(model).generate(**inputs, generation_config=config, **options), without_mask)
@@ -138,6 +144,62 @@ def test_ids_equal_those_of_generate_with_what_it_honours(two_stage_repository, 
     model.get_encoder().register_forward_hook(lambda *args: calls.append(1))
     assert torch.equal(use_engine(model).generate(**inputs, generation_config=config, **options), expected)
     assert calls == [1]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"output_attentions": False, "output_hidden_states": False, "token_healing": False, "min_new_tokens": 0},
+        {"temperature": 0.4, "top_p": 0.9, "early_stopping": True, "length_penalty": 2.0},
+        {"no_repeat_ngram_size": 0, "repetition_penalty": 1.0, "return_dict_in_generate": False},
+    ],
+)
+def test_fields_without_effect_do_not_disqualify(two_stage_repository, fields):
+    model = loaded(two_stage_repository).rationale
+    assert greedy_config(model, GenerationConfig(max_new_tokens=7, **fields)) is not None
+    for name, value in fields.items():
+        setattr(model.generation_config, name, value)
+    assert greedy_config(model, None, {"max_new_tokens": 7}) is not None
+
+
+def test_ends_that_the_model_or_the_call_names(two_stage_repository, tmp_path):
+    """`predict` stops where `generate` stops, and the answer stage reads what stands before."""
+    problems = load_problems("embedded:n=6", "test")
+    model = loaded(two_stage_repository)
+    model.processor = processor = MMCoTProcessor.from_pretrained(two_stage_repository)
+    whole = model.generate(**processor(list(problems)), max_new_tokens=12).rationale_ids
+    ends = [model.rationale.config.eos_token_id, int(whole[0, 4])]
+    expected = processor.post_process(
+        model.generate(**processor(list(problems)), max_new_tokens=12, eos_token_id=ends), list(problems)
+    )
+    model.generation_config.eos_token_id = ends
+    written = read_predictions(predict(model, problems, tmp_path / "p.jsonl", max_new_tokens=12, device="cpu"))
+    for problem, result in zip(problems, expected, strict=True):
+        record = written[problem["id"]]
+        assert record["generated"]["rationale"] == result["generated"]["rationale"]
+        assert record["scores"] == pytest.approx(result["scores"], abs=1e-4)
+
+
+def test_networks_that_are_not_plain_as_a_whole_go_to_generate(two_stage_repository):
+    model = loaded(two_stage_repository).answer
+    assert greedy_config(model) is not None
+    assert greedy_config(model.train()) is None  # dropout
+    model = loaded(two_stage_repository).answer
+    model.register_forward_hook(lambda *args: None)
+    assert not is_plain_t5(model)
+
+    class Other(MMCoTForConditionalGeneration):
+        def forward(self, *args, **kwargs):
+            return super().forward(*args, **kwargs)
+
+    model = loaded(two_stage_repository).answer
+    assert not is_plain_t5(Other(model.config).eval())
+    model.decoder.block[0].layer[0].dropout = torch.nn.Softplus()
+    assert not is_plain_t5(model)
+    peft = pytest.importorskip("peft")
+    model = loaded(two_stage_repository).answer
+    config = peft.PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=2, num_attention_heads=4)
+    assert not is_plain_t5(peft.get_peft_model(model, config))
 
 
 def test_default_length_is_transformers(two_stage_repository):
