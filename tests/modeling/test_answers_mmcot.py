@@ -238,8 +238,12 @@ def test_a_missing_mask_is_read_from_the_padding(model, inputs):
     assert mask_from_padding(torch.tensor([[3, 0]]), None).tolist() == [[1, 1]]
 
 
-def test_the_models_own_options_hold_for_the_rationale_only(model, inputs):
-    model.generation_config.update(max_new_tokens=3, forced_bos_token_id=44)
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_models_own_options_hold_for_the_rationale_only(processor, inputs, shared):
+    """Those that the rationale stage was joined with, also where it answers too."""
+    stages = [make_stage(processor, seed) for seed in (0, 1)]
+    stages[0].generation_config.update(max_new_tokens=3, forced_bos_token_id=44)
+    model = MMCoTModel.from_stages(stages[0], None if shared else stages[1], processor)
     output = model.generate(**inputs, mode="generate")
     assert output.rationale_ids.shape[1] == 4 and (output.rationale_ids[:, 1] == 44).all()
     assert output.answer_ids.shape[1] > 4 and (output.answer_ids[:, 1] != 44).all()

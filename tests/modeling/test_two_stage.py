@@ -267,8 +267,10 @@ def test_save_and_load_gives_equal_outputs(tmp_path, processor, problems, shared
 
 def test_fresh_weights_have_t5s_initialisation(model):
     fresh = MMCoTModel(copy.deepcopy(model.config))
-    query = fresh.answer.decoder.block[0].layer[0].SelfAttention.q.weight
-    assert query.std().item() == pytest.approx((32 * 8) ** -0.5, rel=0.2)
+    loaded = MMCoTModel.from_pretrained(None, config=copy.deepcopy(model.config), state_dict={})
+    for made in (fresh, loaded):
+        query = made.answer.decoder.block[0].layer[0].SelfAttention.q.weight
+        assert query.std().item() == pytest.approx((32 * 8) ** -0.5, rel=0.2)
 
 
 def changed_backbone(stage):
@@ -333,8 +335,10 @@ def test_a_backbone_of_one_stage_serves_both(processor, problems, seeing):
     other = stages[1 - seeing]
     other.encoder.vision = other.encoder.config.vision_config = other.config.vision_config = None
     stages[seeing].config.freeze_vision = False
+    other.config.vision_feature = "pooler_output"  # of the backbone that it doesn't have
     model = MMCoTModel.from_stages(*stages, processor)
     assert model.config.freeze_vision is False and model.config.vision_config is not None
+    assert model.config.vision_feature == "last_hidden_state"
     assert_same(answers(model, processor, problems), answers(both, processor, problems))
 
 
@@ -349,6 +353,7 @@ def test_special_tokens_are_the_stages(processor, problems):
     stages = [make_stage(processor, seed, decoder_start_token_id=3, eos_token_id=[1, 416]) for seed in (0, 1)]
     stages[0].generation_config.num_beams = 2
     model = MMCoTModel.from_stages(*stages, processor)
+    assert (model.config.decoder_start_token_id, model.config.eos_token_id) == (3, [1, 416])
     config, _ = prepare_generation_config(model)
     assert (config.decoder_start_token_id, config.eos_token_id, config.num_beams) == (3, [1, 416], 2)
     assert model.generate(**processor(problems), max_new_tokens=3).rationale_ids[:, 0].eq(3).all()
