@@ -8,9 +8,9 @@ import sys
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, PreTrainedTokenizerFast
+from transformers import AutoImageProcessor, CLIPImageProcessor, CLIPImageProcessorPil, PreTrainedTokenizerFast
 
-from mmcot.processing import MMCoTProcessor, build_prompt, image_processor_for
+from mmcot.processing import MMCoTProcessor, ProblemError, build_prompt, image_processor_for, image_reading_mmcot
 from mmcot.training.stages.tokenizer import train_tokenizer
 
 PROBLEM = {
@@ -252,7 +252,82 @@ def test_texts_and_images(processor):
         processor(text=["one", "two"], images=[image] * 3)
 
 
+def test_one_limit_for_both_stages(processor, tokenizer):
+    """The model joins stage 2's source up to its own limit: another one for the prefix alone would not hold."""
+    with pytest.raises(ProblemError, match="max_length=100 holds for one stage"):
+        processor(PROBLEM, max_length=100)
+    assert torch.equal(processor(PROBLEM, max_length=512)["input_ids"], processor(PROBLEM)["input_ids"])
+    long = {**PROBLEM, "hint": "Look at it. " * 90}
+    assert processor(long, stage="rationale", max_length=40)["input_ids"].shape == (1, 40)
+    one_stage = MMCoTProcessor(None, tokenizer, rationale_format=None, answer_format="QCM-A")
+    assert one_stage(long, max_length=40)["input_ids"].shape == (1, 40)
+    small = MMCoTProcessor(None, tokenizer, max_source_length=60)(long, padding="max_length")
+    assert small["input_ids"].shape == small["answer_input_ids"].shape == (1, 60)
+
+
+def test_padding_is_the_tokenizers(processor):
+    assert (
+        processor([PROBLEM, PLAIN], stage="rationale", padding=False, return_tensors="np")["input_ids"].dtype == object
+    )
+    rows = processor([PROBLEM, PLAIN], stage="rationale", padding="longest", pad_to_multiple_of=7)
+    assert rows["input_ids"].shape[1] % 7 == 0
+    assert rows["input_ids"][~rows["attention_mask"].bool()].unique().tolist() == [processor.tokenizer.pad_token_id]
+    alone = PreTrainedTokenizerFast(tokenizer_object=processor.tokenizer.backend_tokenizer, eos_token="</s>")
+    with pytest.raises(ValueError, match="does not have a padding token"):
+        MMCoTProcessor(None, alone)([PROBLEM, PLAIN])
+
+
+def test_images_of_a_checked_problem_are_read_once(processor, tmp_path, monkeypatch):
+    PROBLEM["image"].save(tmp_path / "image.png")
+    read = []
+    real = image_reading_mmcot._read
+    monkeypatch.setattr(image_reading_mmcot, "_read", lambda *args: read.append(args[0]) or real(*args))
+    problem = {**PROBLEM, "image": str(tmp_path / "image.png")}
+    images = processor.check_problem(problem)
+    assert read == [problem["image"]] and [image.size for image in images] == [(20, 10)]
+    processor({**problem, "images": images})
+    assert len(read) == 1
+    processor(problem)
+    assert len(read) == 2
+    assert processor.check_problem(PLAIN) == MMCoTProcessor(None, processor.tokenizer).check_problem(problem) == []
+
+
 # ---- errors ----
+
+
+def test_a_narrow_image_is_refused_with_its_problem(tokenizer):
+    """By any image processor that would make an enormous image of it, before it does."""
+    bound = "problem 7: an image of 1 × 3000 pixels"
+    narrow = {**PROBLEM, "image": Image.new("RGB", (1, 3000))}
+    for image_processor in (image_processor_for("vit"), CLIPImageProcessor(), CLIPImageProcessorPil()):
+        processor = MMCoTProcessor(image_processor, tokenizer)
+        for ask in (processor, processor.check_problem, processor.load_images):
+            with pytest.raises(ProblemError, match=bound):
+                ask(narrow)
+    assert MMCoTProcessor(image_processor_for(16), tokenizer)(narrow)["pixel_values"].shape == (1, 3, 16, 16)
+    assert len(MMCoTProcessor(None, tokenizer).load_images(narrow)) == 1
+
+
+def test_every_error_is_one_that_a_user_can_mend(processor):
+    """One short line, marked for the command line."""
+    for problem in (
+        {**PROBLEM, "context": 5},
+        {**PROBLEM, "choices": "ab"},
+        {**PROBLEM, "id": "x" * 5000, "question": ""},
+        {**PROBLEM, "image": b"x" * 5000},
+        {**PROBLEM, "image": "x" * 5000},
+        {**PROBLEM, "image": 5},
+        {**PROBLEM, "question": "\ud800"},
+        {**PROBLEM, "question": "red " * 5000},
+    ):
+        for ask in (
+            processor,
+            lambda problem: processor.encode(problem, "rationale") and processor.check_problem(problem),
+        ):
+            with pytest.raises(ProblemError) as error:
+                ask(problem)
+            text = str(error.value)
+            assert error.value.user_error and len(text) < 500 and "\n" not in text and "xxx" * 100 not in text
 
 
 def test_bad_problems_are_named(processor, tmp_path):

@@ -5,9 +5,11 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from mmcot.processing import PROMPT_FORMATS, build_prompt, option_letter, parse_answer
+from mmcot.processing import PROMPT_FORMATS, ProblemError, build_prompt, option_letter, parse_answer
+from mmcot.processing.prompts_mmcot import check_text, choices_of, is_absent, problem_name, shown, text_of
 
 PROBLEM = {
     "id": "7",
@@ -105,6 +107,132 @@ def test_empty_texts_and_texts_that_look_like_the_template():
     assert build_prompt({**PROBLEM, "lecture": "", "solution": ""}, "QCM-ALE")[1] == "The answer is (A). BECAUSE:"
     assert build_prompt({**PROBLEM, "solution": "x BECAUSE:"}, "QCM-AL")[1] == "The answer is (A). x"
     assert build_prompt({**PROBLEM, "solution": "An Answer: {x}"}, "QCM-E")[1] == "Solution: An {x}"
+
+
+NOTHING = [None, float("nan"), np.float32("nan"), np.float64("nan")]
+
+
+def nothing() -> list:
+    """What stands for an absent value, in tables of all kinds."""
+    try:
+        import pandas
+    except ImportError:
+        return NOTHING
+    return [*NOTHING, pandas.NA, pandas.NaT]
+
+
+@pytest.mark.parametrize(
+    "name", ["hint", "context", "caption", "lecture", "solution", "question", "answer", "choices"]
+)
+def test_nan_is_absent_in_every_field(name):
+    problem = {key: value for key, value in PROBLEM.items() if key not in (name, name == "choices" and "answer")}
+    for prompt_format in ("QCM-LE", "QCMG-A", "QCM-A"):
+        expected = build_prompt(problem, prompt_format, use_caption=True)
+        for value in nothing():
+            assert build_prompt({**problem, name: value}, prompt_format, use_caption=True) == expected, value
+    for value in nothing():  # and doesn't hide the field that stands in
+        assert "Context: Look." in build_prompt({**PROBLEM, "context": value}, "QCM-A")[0]
+
+
+def test_absent_or_not():
+    assert all(is_absent(value) for value in nothing())
+    for value in ("", "nan", 0, False, [], {}, np.array([np.nan, 1]), np.array([]), 1.5, np.int64(3), "None"):
+        assert not is_absent(value), value
+
+
+@pytest.mark.parametrize("name", ["question", "hint", "context", "caption", "lecture", "solution"])
+@pytest.mark.parametrize(
+    "value", [5, 1.5, ["a"], {"a": "b"}, b"bytes", True, np.array(["a"])], ids=lambda v: type(v).__name__
+)
+def test_a_field_that_is_no_text_is_named(name, value):
+    for ask in (check_text, lambda problem: build_prompt(problem, "QCM-LE", use_caption=True)):
+        with pytest.raises(
+            ProblemError, match=f"^problem 7: '{name}' must be a text, and is of type {type(value).__name__}$"
+        ):
+            ask({**PROBLEM, name: value})
+
+
+@pytest.mark.parametrize(
+    "value", ["['a', 'b']", {"A": "a", "B": "b"}, {"a", "b"}, 5, b"ab"], ids=lambda v: type(v).__name__
+)
+def test_choices_that_are_no_list_are_named(value):
+    for ask in (check_text, choices_of, lambda problem: build_prompt(problem, "QCM-A")):
+        with pytest.raises(
+            ProblemError,
+            match=f"^problem 7: 'choices' must be a list of texts, and is of type {type(value).__name__}$",
+        ):
+            ask({**PROBLEM, "choices": value})
+
+
+@pytest.mark.parametrize("value", [*NOTHING, 2, ["b"], b"b"], ids=repr)
+def test_a_choice_that_is_no_text_is_named(value):
+    for choices in (["a", value], ("a", value)):
+        with pytest.raises(
+            ProblemError, match=f"^problem 7: number 2 of 'choices' must be a text, .* {type(value).__name__}$"
+        ):
+            build_prompt({**PROBLEM, "choices": choices}, "QCM-A")
+
+
+def test_columns_of_numpy_and_pyarrow_are_lists():
+    expected = build_prompt(PROBLEM, "QCM-A")
+    lists = [("apple", "sky"), np.array(["apple", "sky"]), np.array(["apple", "sky"], dtype=object)]
+    pyarrow = pytest.importorskip("pyarrow")
+    lists += [pyarrow.array(["apple", "sky"]), pyarrow.array([["apple", "sky"]])[0]]
+    for choices in lists:
+        assert build_prompt({**PROBLEM, "choices": choices}, "QCM-A") == expected
+    assert choices_of({"choices": np.array([], dtype=str)}) == choices_of({}) == []
+
+
+def test_answers_of_every_integer_type():
+    for answer in (1, np.int64(1), np.uint8(1), np.int8(1), 1.0, np.float32(1)):
+        assert build_prompt({**PROBLEM, "answer": answer}, "QCM-A")[1] == "The answer is (B)."
+    for answer in ("1", "B", 0.5, [1], float("inf"), np.int64(2), -1, "x" * 5000):
+        with pytest.raises(
+            ProblemError, match="^problem 7: answer .* is not the index of one of its 2 choices$"
+        ) as error:
+            build_prompt({**PROBLEM, "answer": answer}, "QCM-A")
+        assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("half", ["\ud800", "\udfff", "\udc80"])
+def test_half_a_character_is_refused_by_name(half):
+    for fields, name in (
+        ({"question": f"Wh{half}t?"}, "'question'"),
+        ({"choices": ["a", half]}, "number 2 of 'choices'"),
+    ):
+        with pytest.raises(ProblemError, match=f"^problem 7: {name} holds half of a character") as error:
+            build_prompt({**PROBLEM, **fields}, "QCM-A")
+        assert str(error.value).isascii() and ascii(half)[1:-1] in str(error.value)
+    with pytest.raises(ProblemError, match="its rationale holds half of a character"):
+        build_prompt(PROBLEM, "QCMG-A", rationale=half)
+    with pytest.raises(ProblemError, match="its rationale must be a text, and is of type float"):
+        build_prompt(PROBLEM, "QCMG-A", rationale=float("nan"))
+    assert text_of({"question": "\U0001f600 é 这"}, "question") == "\U0001f600 é 这"
+
+
+def test_a_problem_that_cannot_be_asked():
+    check_text(PROBLEM)
+    for change, said in [
+        ({"question": " \n"}, "problem 7: the question is empty"),
+        ({"question": None}, "problem 7: the question is empty"),
+        ({"choices": []}, "problem 7 has 0 choices; there must be 2 to 26"),
+        ({"choices": None}, "problem 7 has 0 choices"),
+        ({"choices": ["one"]}, "problem 7 has 1 choice; there"),
+        ({"choices": ["x"] * 27}, "problem 7 has 27 choices"),
+    ]:
+        with pytest.raises(ProblemError, match=said):
+            check_text({**PROBLEM, **change})
+    check_text({**PROBLEM, "choices": ["x"] * 26, "answer": "unread", "hint": "word " * 10**6})
+
+
+def test_messages_are_short_lines():
+    assert problem_name({"id": "a\nb\ud800"}) == "problem a b\\ud800"
+    assert problem_name({"id": None}) == problem_name({}) == problem_name({"id": float("nan")}) == "problem"
+    assert problem_name({"id": 0}) == "problem 0"
+    for name in (problem_name({"id": "x" * 5000}), shown("begin" + "x" * 5000 + "end")):
+        assert len(name) <= 210
+    assert shown("begin" + "x" * 5000 + "end").startswith("begin") and shown("x" * 5000 + "end").endswith("end")
+    assert shown("x" * 200) == "x" * 200
 
 
 def test_problem_without_answer_has_a_source_and_no_target():
