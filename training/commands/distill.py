@@ -12,10 +12,12 @@ twice.
 import argparse
 
 from mmcot.training.commands.reason import add_model_arguments, model_of, settings_of
+from mmcot.training.commands.source import SOURCE, add_source_arguments, problems_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("problems", metavar="SOURCE", help="problem source with a training split")
+    parser.add_argument("problems", metavar="SOURCE", help=SOURCE)
+    add_source_arguments(parser)
     add_model_arguments(parser, "--teacher")
     parser.add_argument("--output", required=True, metavar="FILE", help="rationales, JSON Lines")
     parser.add_argument(
@@ -37,13 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mmcot.training.data.problems import load_problems
     from mmcot.training.reasoning.distill import distill
 
     settings = settings_of(args, samples=args.samples)
-    problems = {split: load_problems(args.problems, split) for split in args.splits}
-    if args.limit is not None:
-        problems = {split: some.select(range(min(args.limit, len(some)))) for split, some in problems.items()}
+    problems = {split: problems_of(args, split, require_answer=True) for split in args.splits}
     counts = distill(
         model_of(args),
         problems,

@@ -7,12 +7,12 @@ MODEL is a repository (folder or Hub id). One JSON line a problem: id, answer (i
 Cut off, the same command goes on where it stopped.
 """
 
+from mmcot.training.commands.source import SOURCE, add_source_arguments, problems_of
+
 
 def add_arguments(parser) -> None:
     parser.add_argument("model", metavar="MODEL", help="two-stage or one-stage repository: folder or Hub id")
-    parser.add_argument(
-        "problems", metavar="SOURCE", help="ScienceQA folder, JSON Lines, parquet, Hub id or embedded:…"
-    )
+    parser.add_argument("problems", metavar="SOURCE", help=SOURCE)
     parser.add_argument("--split", default=None, help="split of the source (default: all)")
     parser.add_argument("--output", required=True, metavar="FILE", help="predictions, JSON Lines")
     parser.add_argument("--batch-size", type=int, default=64, help="questions at a time; on a GPU rather 512")
@@ -23,18 +23,13 @@ def add_arguments(parser) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=None, help="limit of a rationale")
     parser.add_argument("--device", default=None, help="default: the first accelerator, else the CPU")
     parser.add_argument("--limit", type=int, default=None, metavar="N", help="only the first N problems")
+    add_source_arguments(parser)
 
 
 def run(args) -> int:
-    from mmcot.training.common import UserError
-    from mmcot.training.data.problems import load_problems
     from mmcot.training.inference.predict import predict
 
-    if args.limit is not None and args.limit < 1:
-        raise UserError(f"--limit {args.limit}: give a whole number of at least 1")
-    problems = load_problems(args.problems, args.split, require_answer=False)
-    if args.limit is not None:
-        problems = problems.select(range(min(args.limit, len(problems))))
+    problems = problems_of(args, args.split)
     options = {"num_beams": args.num_beams, "max_new_tokens": args.max_new_tokens}
     path = predict(
         args.model,

@@ -14,12 +14,14 @@ is kept in OUTPUT.calls.jsonl. Cut off, the same command goes on and asks nothin
 
 import argparse
 
+from mmcot.training.commands.source import SOURCE, add_source_arguments, problems_of
 from mmcot.training.reasoning import METHODS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("method", choices=tuple(METHODS), metavar="METHOD", help=", ".join(METHODS))
-    parser.add_argument("problems", metavar="SOURCE", help="problem source, as `mmcot predict` takes it")
+    parser.add_argument("problems", metavar="SOURCE", help=SOURCE)
+    add_source_arguments(parser)
     add_model_arguments(parser)
     parser.add_argument("--split", default="test", help="split that is asked (default: test)")
     parser.add_argument("--output", required=True, metavar="FILE", help="predictions, JSON Lines")
@@ -68,14 +70,11 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mmcot.training.data.problems import load_problems
     from mmcot.training.evaluation.predictions import read_header
     from mmcot.training.reasoning.reason import reason
 
     settings = settings_of(args, samples=args.samples, score_options=args.score_options)
-    problems = load_problems(args.problems, args.split, require_answer=False)
-    if args.limit is not None:
-        problems = problems.select(range(min(args.limit, len(problems))))
+    problems = problems_of(args, args.split)
     path = reason(
         args.method,
         model_of(args),
@@ -143,10 +142,9 @@ def model_of(args: argparse.Namespace):
 
 def training_problems(args: argparse.Namespace):
     """The training split of the source, if demonstrations are to be chosen from it."""
-    from mmcot.training.data.problems import load_problems
     from mmcot.training.reasoning.methods import NEED_DEMONSTRATIONS
 
     direct = args.method == "direct" and args.shots > 0
     if args.demonstrations or not (direct or args.method in NEED_DEMONSTRATIONS):
         return None
-    return load_problems(args.problems, args.train_split)
+    return problems_of(argparse.Namespace(**{**vars(args), "limit": None}), args.train_split, require_answer=True)

@@ -3,27 +3,27 @@
 mmcot report runs/base/hub data/scienceqa --split test --limit 6 --output report.png
 """
 
+from mmcot.training.commands.source import SOURCE, add_source_arguments, problems_of
 from mmcot.training.common import UserError
 
 
 def add_arguments(parser) -> None:
     parser.add_argument("model", metavar="MODEL", help="repository: folder or Hub id")
-    parser.add_argument(
-        "problems", metavar="SOURCE", help="ScienceQA folder, JSON Lines, parquet, Hub id or embedded:…"
-    )
+    parser.add_argument("problems", metavar="SOURCE", help=SOURCE)
     parser.add_argument("--split", default=None)
     parser.add_argument("--output", default="report.png", metavar="FILE")
     parser.add_argument("--limit", type=int, default=6, metavar="N", help="draw the first N problems with a picture")
     parser.add_argument("--device", default=None)
+    add_source_arguments(parser)
 
 
 def run(args) -> int:
-    from mmcot.training.data.problems import load_problems
     from mmcot.training.inference.predict import load_pipeline
     from mmcot.training.report.drawing import draw_report, has_patch_grid
 
-    problems = load_problems(args.problems, args.split, require_answer=False)
-    chosen = [i for i, images in enumerate(problems["images"]) if images][: args.limit]
+    limit, args.limit = args.limit, None  # of problems with a picture
+    problems = problems_of(args, args.split)
+    chosen = [i for i, images in enumerate(problems["images"]) if images][:limit]
     if not chosen:
         raise UserError(f"{args.problems}: no problem has a picture")
     problems = [dict(problems[i]) for i in chosen]

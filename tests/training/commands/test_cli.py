@@ -161,3 +161,21 @@ def test_quiet_leaves_the_result_alone(two_stage_repository, tmp_path, capfd):
     arguments = [str(two_stage_repository), "embedded:n=4", "--split", "test", "--device", "cpu"]
     assert main(["predict", *arguments, "--output", str(tmp_path / "p.jsonl"), "--quiet"]) == 0
     assert "4 predictions in" in capfd.readouterr().out
+
+
+def test_a_source_that_calls_its_fields_otherwise(two_stage_repository, tmp_path, capsys):
+    """`--columns`, `--allow-outside` and `--limit` of the commands that read a source."""
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    folder = tmp_path / "data"
+    folder.mkdir()
+    row = {"ask": "What is it?", "choices": ["red", "blue"], "bild": "../red.png"}
+    (folder / "q.jsonl").write_text("".join(json.dumps({**row, "id": str(i)}) + "\n" for i in range(3)))
+    arguments = ["predict", str(two_stage_repository), str(folder / "q.jsonl"), "--device", "cpu", "--limit", "2"]
+    columns = ["--columns", "question=ask", "image=bild"]
+    output = ["--output", str(tmp_path / "p.jsonl")]
+    assert main([*arguments, *output, *columns]) == 2
+    assert "allow" in capsys.readouterr().err
+    assert main([*arguments, *output, *columns, "--allow-outside"]) == 0
+    assert "2 predictions" in capsys.readouterr().out
+    assert main([*arguments, *output, "--columns", "question"]) == 2
+    assert "--columns question" in capsys.readouterr().err
