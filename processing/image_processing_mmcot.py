@@ -104,7 +104,10 @@ class MMCoTImageProcessor(PilBackend):
         """As inherited; a PIL image becomes RGB as `load_image` does it."""
         if do_convert_rgb and isinstance(image, Image.Image):
             image = load_image(image)
-        return super().process_image(image, do_convert_rgb=do_convert_rgb, **kwargs)
+        pixels = super().process_image(image, do_convert_rgb=do_convert_rgb, **kwargs)
+        if not pixels.size:
+            raise ProblemError(f"an image of shape {pixels.shape} has no pixels")
+        return pixels
 
     def resize(self, image: np.ndarray, size, **kwargs) -> np.ndarray:
         """As inherited; an image so narrow that its long side would take gigabytes is a ProblemError."""

@@ -157,7 +157,7 @@ class MMCoTProcessor(ProcessorMixin):
             if images is not None:
                 rows = image_rows(images, len(problems))
             else:
-                rows = [load_images(problem) for problem in problems]
+                rows = [self.load_images(problem) for problem in problems]
             data.update(self.encode_images(rows, **merged["images_kwargs"]))
         return BatchFeature(data, tensor_type=text_kwargs.get("return_tensors") or "pt")
 

@@ -99,3 +99,9 @@ def test_direct_calls_read_as_load_image_does(tmp_path):
     # who has scaled already says so
     raw = processor(colours, do_rescale=False, do_normalize=False, do_resize=False, return_tensors="pt")
     torch.testing.assert_close(raw["pixel_values"][0, 0].double(), torch.tensor(grey / 255))
+
+
+def test_images_without_pixels_are_refused():
+    for image in (Image.new("RGB", (0, 0)), np.zeros((0, 0, 3), np.uint8), np.zeros((3, 0, 5), np.uint8)):
+        with pytest.raises(ProblemError, match="no pixels"):
+            image_processor_for(16)(image, return_tensors="pt")
