@@ -1,14 +1,11 @@
 """Keys of pictures in a feature cache: a hash of what the picture shows, wherever it lies."""
 
-import base64
 import hashlib
 import os
-import urllib.request
-from pathlib import Path
 
 from PIL import Image
 
-from mmcot.training.common import MissingFileError, UserError
+from mmcot.training.common import UserError
 
 
 def image_key(reference) -> str:
@@ -18,8 +15,8 @@ def image_key(reference) -> str:
     PIL image or an array is hashed by its RGB pixels, since its file is gone; that key is not the file's.
 
     Raises:
-        FileNotFoundError: no such file, or the URL can't be read.
-        ValueError: not an image reference.
+        FileNotFoundError: no such file.
+        ValueError: not an image reference, or it can't be read (see `read_image_bytes` for the bounds).
     """
     return read_picture(reference)[0]
 
@@ -43,21 +40,8 @@ def content_key(data: bytes) -> str:
 
 
 def _encoded(reference) -> bytes:
-    if isinstance(reference, bytes | bytearray | memoryview):
-        return bytes(reference)
-    if isinstance(reference, str) and reference.startswith(("http://", "https://")):
-        try:
-            with urllib.request.urlopen(reference, timeout=30) as response:
-                return response.read()
-        except OSError as error:
-            raise MissingFileError(f"{reference}: can't be read ({error})") from None
-    if isinstance(reference, str) and reference.startswith("data:image/"):
-        return base64.b64decode(reference.partition(",")[2])
-    if isinstance(reference, str | os.PathLike):
-        try:
-            return Path(reference).expanduser().read_bytes()
-        except FileNotFoundError:
-            raise MissingFileError(f"{reference}: no such picture") from None
-        except OSError as error:
-            raise UserError(f"{reference}: can't be read ({error.strerror or error})") from None
-    raise UserError(f"not an image reference: {reference!r:.80}")
+    from mmcot.processing.image_reading_mmcot import read_image_bytes
+
+    if not isinstance(reference, str | os.PathLike | bytes | bytearray | memoryview):
+        raise UserError(f"not an image reference: {reference!r:.80}")
+    return read_image_bytes(reference)
