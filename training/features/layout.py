@@ -53,12 +53,12 @@ def read_info(path: Path) -> dict:
         UserError: a later version wrote it.
     """
     file = path / INFO
-    if not file.is_file():
-        if shard_paths(path):
-            raise DamagedError(f"{file}: is missing beside the shards; {AGAIN}")
-        raise MissingFileError(f"{path}: no feature cache (no {INFO}); make one with `mmcot features`")
     try:
         info = json.loads(file.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        if shard_paths(path):
+            raise DamagedError(f"{file}: is missing beside the shards; {AGAIN}") from None
+        raise MissingFileError(f"{path}: no feature cache (no {INFO}); make one with `mmcot features`") from None
     except OSError as error:
         raise UserError(f"{file}: can't be read ({error.strerror}); mend its permissions") from None
     except ValueError:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,8 @@ def in_children(*functions) -> list:
             torch.set_num_threads(1)  # a forked process has only this thread
             try:
                 os.write(writing, json.dumps(function()).encode())
+            except Exception:
+                traceback.print_exc()
             finally:
                 os._exit(0)
         os.close(writing)

@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -295,7 +296,19 @@ def as_nobody(function):
     return in_child(dropped)
 
 
-def test_a_folder_that_is_read_only_opens_but_takes_no_features(folder, features):
+@pytest.fixture
+def open_folder(features):
+    """As `folder`, where everybody may go: pytest's folders are for their owner alone."""
+    with tempfile.TemporaryDirectory(prefix="mmcot-tests-") as outer:
+        Path(outer).chmod(0o755)
+        fill(Path(outer) / "cache", features)
+        yield Path(outer) / "cache"
+        (Path(outer) / "cache").chmod(0o755)
+
+
+def test_a_folder_that_is_read_only_opens_but_takes_no_features(open_folder, features):
+    folder = open_folder
+
     def read_and_write() -> list[str]:
         assert_whole(folder, features)
         try:
@@ -308,8 +321,6 @@ def test_a_folder_that_is_read_only_opens_but_takes_no_features(folder, features
             said.append(str(error))
         return said
 
-    for path in folder.parents[:3]:  # pytest's folders are for their owner alone
-        path.chmod(0o755)
     for path in [folder, *folder.iterdir()]:
         path.chmod(0o555 if path.is_dir() else 0o444)
     writable, makeable = as_nobody(read_and_write)
@@ -317,7 +328,9 @@ def test_a_folder_that_is_read_only_opens_but_takes_no_features(folder, features
     assert makeable == f"{folder / 'below'}: can't be made a folder (Permission denied); take another one"
 
 
-def test_a_cache_that_may_not_be_read_says_so(folder):
+def test_a_cache_that_may_not_be_read_says_so(open_folder):
+    folder = open_folder
+
     def opened() -> str:
         try:
             FeatureCache.open(folder)
@@ -325,12 +338,12 @@ def test_a_cache_that_may_not_be_read_says_so(folder):
             return str(error)
         return ""
 
-    for path in folder.parents[:3]:
-        path.chmod(0o755)
     shard = shard_paths(folder)[0]
     shard.chmod(0o000)
     assert as_nobody(opened).startswith(f"{shard}: can't be read (")
     (folder / "cache.json").chmod(0o000)
+    assert as_nobody(opened).startswith(f"{folder / 'cache.json'}: can't be read (Permission denied)")
+    folder.chmod(0o000)
     assert as_nobody(opened).startswith(f"{folder / 'cache.json'}: can't be read (Permission denied)")
 
 
