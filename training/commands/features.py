@@ -10,20 +10,19 @@
 
 import argparse
 
+from mmcot.training.commands.source import SOURCE, add_source_arguments, source_options
 from mmcot.training.common import UserError
 from mmcot.training.features.extract import DTYPES, extract_features
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", nargs="?", help="problem source, or a folder of images")
+    parser.add_argument("source", nargs="?", help=f"{SOURCE}; or a folder of pictures")
     parser.add_argument("--backbone", help="detr, vit, clip, resnet, or an image model: its folder or Hub id")
     parser.add_argument("--output", required=True, metavar="DIR", help="the cache's folder; filled up if it exists")
     parser.add_argument("--split", help="only this split of the source")
     parser.add_argument(
         "--image-rule", choices=("all", "original"), default="all", help="which pictures of a question"
     )
-    parser.add_argument("--allow-urls", action="store_true", help="read pictures from http(s) addresses")
-    parser.add_argument("--allow-outside", action="store_true", help="read pictures outside of SOURCE")
     parser.add_argument("--vision-feature", choices=("last_hidden_state", "pooler_output"), help="output to keep")
     parser.add_argument("--batch-size", type=int, default=32, help="pictures a step (default: 32)")
     parser.add_argument("--dtype", choices=DTYPES, default="float16", help="to store in (default: float16)")
@@ -32,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--import-original", metavar="FILE", help="detr.npy, clip.npy, resnet.npy or vit.pth")
     parser.add_argument("--name-map", metavar="FILE", help="name_map.json, which comes with the released features")
     parser.add_argument("--checkpoint", metavar="DIR", help="refuse features that this checkpoint can't take")
+    add_source_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -61,8 +61,7 @@ def run(args: argparse.Namespace) -> int:
             args.output,
             split=args.split,
             image_rule=args.image_rule,
-            allow_urls=args.allow_urls,
-            allow_outside=args.allow_outside,
+            **source_options(args),
             vision_feature=args.vision_feature,
             batch_size=args.batch_size,
             dtype=args.dtype,

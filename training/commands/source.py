@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Mapping
+from typing import Any
 
 SOURCE = "ScienceQA folder, JSON Lines, JSON, CSV, parquet, a Hub id, or embedded:… (docs/data.md)"
 
@@ -28,15 +29,17 @@ def problems_of(args: argparse.Namespace, split: str | None, *, require_answer: 
     limit = getattr(args, "limit", None)
     if limit is not None and limit < 1:
         raise UserError(f"--limit {limit}: give a whole number of at least 1")
-    problems = load_problems(
-        args.problems,
-        split,
-        require_answer=require_answer,
-        columns=_columns(args.columns) or None,
-        allow_urls=args.allow_urls,
-        allow_outside=args.allow_outside,
-    )
+    problems = load_problems(args.problems, split, require_answer=require_answer, **source_options(args))
     return problems if limit is None else problems.select(range(min(limit, len(problems))))
+
+
+def source_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The group's options as `load_problems` takes them."""
+    return {
+        "columns": _columns(args.columns) or None,
+        "allow_urls": args.allow_urls,
+        "allow_outside": args.allow_outside,
+    }
 
 
 def _columns(given: list[str]) -> Mapping[str, str]:

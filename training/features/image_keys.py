@@ -22,7 +22,10 @@ def image_key(reference) -> str:
 
 
 def read_picture(reference) -> tuple[str, bytes | Image.Image]:
-    """A picture's key and content (encoded, or RGB pixels where it came as such), for `load_image` to take."""
+    """A picture's key and content (encoded, or RGB pixels where it came as such), for `load_image` to take.
+
+    Both come from one reading of the file.
+    """
     if isinstance(reference, dict):
         reference = reference["path"] if reference.get("bytes") is None else reference["bytes"]
     if isinstance(reference, Image.Image) or hasattr(reference, "__array__"):
