@@ -40,17 +40,24 @@ IMAGE_INPUTS = ("image_features", "pixel_values", "pixel_mask", "image_attention
 
 def is_plain_greedy(config: GenerationConfig) -> bool:
     """Whether a configuration asks for the most probable token each time and nothing else."""
+    return not special_options(config)
+
+
+def special_options(config: GenerationConfig) -> dict[str, Any]:
+    """What a configuration asks for beside plain greedy decoding: field → value."""
     filled = getattr(config, "_get_default_generation_params", dict)()  # whatever fields a version has
     neutral = {**GenerationConfig().to_dict(), **filled, **NEUTRAL}
-    left = {
+    left = HONOURED | WITHOUT_EFFECT
+    left = left if config.do_sample else left | OF_SAMPLING
+    left = left if (config.num_beams or 1) > 1 else left | OF_BEAMS
+    return {
         name: value
         for name, value in config.to_dict().items()
-        if value is not None and name not in HONOURED | WITHOUT_EFFECT | OF_SAMPLING | OF_BEAMS
+        if name not in left
+        and value is not None
+        and (value is not False or name == "use_cache")
+        and (name not in neutral or value != neutral[name])
     }
-    return all(
-        (value is False and name != "use_cache") or (name in neutral and value == neutral[name])
-        for name, value in left.items()
-    )
 
 
 def greedy_config(

@@ -138,13 +138,15 @@ def _records(problems, rows: list[int], blank_images: bool) -> list[dict[str, An
 def _header(pipeline, model, problems, mode, blank_images, cache, source, generate_kwargs) -> dict[str, Any]:
     from mmcot.answers_mmcot import prepare_generation_config
     from mmcot.training.inference.fingerprint import model_fingerprint
+    from mmcot.training.inference.generation import special_options
 
     splits = set(problems["split"]) if "split" in problems.column_names else set()
     config, _ = prepare_generation_config(pipeline.model, **generate_kwargs)
     known = (
         {"features": {name: cache.info.get(name) for name in ("backbone", "weights", "fingerprint")}} if cache else {}
     )
-    decoding = {"num_beams": config.num_beams or 1, "max_new_tokens": config.max_new_tokens, **generate_kwargs}
+    decoding = {"num_beams": config.num_beams or 1, "max_new_tokens": config.max_new_tokens}
+    decoding |= {**special_options(config), **generate_kwargs}
     return header(
         "multimodal-cot",
         model=_model_name(model),

@@ -254,6 +254,16 @@ def test_header_tells_how_the_predictions_came_about(two_stage_repository, tmp_p
     assert str(tmp_path.parent.parent) not in path.read_text().splitlines()[0]
 
 
+def test_header_tells_what_the_model_asks_for_by_itself(two_stage_repository, tmp_path):
+    """Else an interrupted file would be finished with other options."""
+    problems = load_problems("embedded:n=4", "test")
+    model = loaded_with(MMCoTProcessor.from_pretrained(two_stage_repository), two_stage_repository)
+    model.generation_config.no_repeat_ngram_size = 2
+    model.generation_config.temperature = 0.5  # without sampling of no effect
+    facts = read_header(predict(model, problems, tmp_path / "p.jsonl", device="cpu"))
+    assert facts["decoding"] == {"num_beams": 1, "max_new_tokens": 12, "no_repeat_ngram_size": 2}
+
+
 def test_blank_images_change_the_predictions(two_stage_repository, tmp_path):
     problems = load_problems("embedded:n=12", "test")
     given = predict(two_stage_repository, problems, tmp_path / "given.jsonl", device="cpu")
