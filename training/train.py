@@ -1,223 +1,71 @@
 """A run: a recipe becomes two trained stages (or one), their predictions, scores and a repository.
 
 `accelerate launch -m mmcot.training.train RECIPE` is the same as `mmcot train RECIPE`. `run_recipe` reads top to
-bottom.
+bottom; each of its steps is skipped when it was done before from the same data and settings.
 """
 
+import contextlib
+import errno
+import shutil
 import sys
-from itertools import chain
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mmcot.training.common import MissingFileError
-from mmcot.training.evaluation.predictions import read_header
+from transformers.utils import logging
+
+from mmcot.training.common import UserError
 from mmcot.training.stages.recipe import Recipe
+from mmcot.training.stages.run import Run
 
-
-class Run:
-    """Data, processor and features of a recipe; each step of a run works on it."""
-
-    def __init__(self, recipe: Recipe):
-        from accelerate import PartialState
-
-        from mmcot.training.stages.build import build_processor
-
-        self.recipe = recipe
-        self.folder = Path(recipe.output_dir)
-        self.state = PartialState(cpu=bool(recipe.training.get("use_cpu")))
-        with self.state.main_process_first():  # the first fills the cache of `datasets`, the others read it
-            self.problems = {
-                split: self._load(name, limit)
-                for split, name, limit in (
-                    ("train", recipe.train_split, recipe.max_train_samples),
-                    ("val", recipe.eval_split, recipe.max_eval_samples),
-                    ("test", recipe.test_split, recipe.max_test_samples),
-                )
-                if name is not None
-            }
-            self.processor = build_processor(recipe, self._texts())
-        self.features = self._open_features()
-
-    def _load(self, split: str, limit: int | None):
-        from mmcot.training.data.problems import load_problems
-
-        problems = load_problems(self.recipe.data, split, image_rule=self.recipe.image_rule)
-        return problems if limit is None else problems.select(range(min(limit, len(problems))))
-
-    def _open_features(self):
-        if self.recipe.features is None:
-            return None
-        from mmcot.training.features.cache import FeatureCache
-
-        return FeatureCache.open(self.recipe.features)
-
-    def _texts(self):
-        """What a tokenizer is trained on: sources and targets of the training problems, in the run's formats."""
-        from mmcot.processing import build_prompt
-
-        formats = [name for name in (self.recipe.rationale_format, self.recipe.answer_format) if name]
-        return chain.from_iterable(
-            build_prompt(problem, name, use_caption=self.recipe.use_caption)
-            for problem in self.problems["train"]
-            for name in formats
-        )
-
-    def samples(self, split: str, stage: str, rationales: dict[str, str] | None = None):
-        """The tokenised samples of a split; of both stages for the training of shared weights."""
-        from mmcot.training.stages.samples import stage_dataset
-
-        with self.state.main_process_first():
-            return stage_dataset(
-                self.problems[split],
-                self.processor,
-                stage,
-                rationales=self.recipe.gold_rationales if rationales is None else rationales,
-                max_target_length=self.recipe.for_stage(stage).max_target_length,
-                features=self.features,
-            )
-
-    def training_samples(self, stage: str):
-        samples = self.samples("train", stage)
-        if not self.recipe.share_stages:
-            return samples
-        from datasets import concatenate_datasets
-
-        return concatenate_datasets([samples, self.samples("train", "answer")])
-
-    def stage_model(self, stage: str, rationale=None, eval_rationales: dict[str, str] | None = None):
-        """The trained network of a stage: trained now, or loaded if that was done before.
-
-        Args:
-            rationale: the trained rationale stage, for the answer stage. Where the backbone was trained with it, the
-                answer stage takes that one as it is: the two share one backbone, whose features are computed once.
-            eval_rationales: generated rationales of the validation problems, for the answer stage's choice of a
-                checkpoint; default: gold ones.
-        """
-        from transformers import set_seed
-
-        from mmcot.training.stages.build import build_stage_model
-        from mmcot.training.stages.fit import train_stage
-
-        recipe = self.recipe.for_stage(stage)
-        set_seed(recipe.training.get("seed", 42))
-        width = None if self.features is None else self.features.image_feature_size
-        model = build_stage_model(recipe, stage, len(self.processor.tokenizer), width)
-        if rationale is not None and rationale.encoder.vision is not None:
-            model.encoder.vision.load_state_dict(rationale.encoder.vision.state_dict())
-            model.config.freeze_vision = model.encoder.config.freeze_vision = True
-            model.train(model.training)  # freezes it
-        return train_stage(
-            recipe,
-            stage,
-            self.folder / stage,
-            model,
-            self.processor,
-            self.training_samples(stage),
-            self.samples("val", stage, eval_rationales) if "val" in self.problems else None,
-            self.features,
-        )
-
-    def finished_rationale_stage(self):
-        """The rationale stage that an earlier run left in the folder."""
-        from mmcot import MMCoTForConditionalGeneration
-        from mmcot.training.stages.manifest import MANIFEST
-
-        if not (self.folder / "rationale" / MANIFEST).exists():
-            raise FileNotFoundError(f"there is no {self.folder / 'rationale'}: train the rationale stage first")
-        return MMCoTForConditionalGeneration.from_pretrained(self.folder / "rationale")
-
-    def written_rationales(self, split: str) -> dict[str, dict[str, Any]]:
-        """id → what the rationale stage wrote for a split: `rationale` and `generated`."""
-        from mmcot.training.evaluation.reading import read_predictions
-
-        written = self._rationale_file(split)
-        if not written.exists():
-            raise MissingFileError(f"the answer stage needs {written}: train the rationale stage first")
-        return read_predictions(written)
-
-    def rationales(self, split: str) -> dict[str, str]:
-        """id → rationale that the rationale stage wrote for a split, as it wrote it: what the answer stage reads."""
-        return {id_: record["generated"]["rationale"] for id_, record in self.written_rationales(split).items()}
-
-    def _rationale_file(self, split: str) -> Path:
-        return self.folder / "rationale" / f"predictions_{split}.jsonl"
-
-    def predict(self, model, stage: str, split: str, rationales=None, out: Path | None = None, **kwargs) -> Path:
-        """Predictions of a split by a trained stage, in `<stage>/predictions_<split>.jsonl`."""
-        from mmcot.training.stages.arguments import training_arguments
-        from mmcot.training.stages.predict import predict_stage
-
-        recipe = self.recipe.for_stage(stage)
-        reads_rationales = stage == "answer" and rationales is not None
-        args = training_arguments(recipe, self.folder / stage, has_eval=False)
-        problems = self.problems[split]
-        counts = dict(zip(problems["id"], map(len, problems["choices"]), strict=True))
-        return predict_stage(
-            model,
-            self.processor,
-            self.samples(split, stage, rationales),
-            stage,
-            out or self.folder / stage / f"predictions_{split}.jsonl",
-            num_choices=counts,
-            batch_size=args.per_device_eval_batch_size,
-            features=self.features,
-            rationales=self.written_rationales(split) if reads_rationales else None,
-            rationale_protocol=read_header(self._rationale_file(split))["protocol"] if reads_rationales else None,
-            protocol=recipe.protocol,
-            answer_mode=recipe.answer_mode,
-            bf16=args.bf16,
-            source=recipe.data,
-            split=split,
-            max_new_tokens=recipe.max_new_tokens,
-            num_beams=recipe.num_beams,
-            **kwargs,
-        )
+__all__ = ["Run", "run_recipe"]
+logger = logging.get_logger("mmcot")
 
 
 def run_recipe(recipe: Recipe) -> dict[str, dict[str, Any]]:
-    """Runs a recipe; see the module's text for what it leaves.
+    """Runs a recipe.
+
+    It leaves in `output_dir`: `rationale/` and `answer/` (the trained stages), their `predictions_<split>.jsonl`,
+    `results_<split>.json`, and `hub/`, the repository to use and to publish.
 
     Returns:
         split → scores of the split, as `evaluate_predictions` gives them; empty where no answers were made.
+
+    Raises:
+        UserError: what the user has to mend; everything that can be known is said before the first training step.
     """
-    from mmcot.training.hub.repository import write_repository
+    from mmcot.training.stages.checks import Faults, check_recipe, check_run
 
-    one_stage = recipe.one_stage
-    if one_stage and recipe.stages == "rationale":
-        raise ValueError("stages: there is no rationale stage without a rationale_format")
-    run = Run(recipe)
-    splits = [split for split in ("val", "test") if split in run.problems]
-    rationale = None
-    if not one_stage:
-        if not splits and recipe.stages == "answer":
-            pass  # trained on gold rationales, and asked nothing: no rationale stage is needed
-        elif recipe.stages in ("both", "rationale"):
-            rationale = run.stage_model("rationale")
-            for split in splits:
-                run.predict(rationale, "rationale", split)
-        else:
-            rationale = run.finished_rationale_stage()
-    if recipe.stages == "rationale":
-        return {}
-    rationales = {} if one_stage else {split: run.rationales(split) for split in splits}
-    answer = rationale if recipe.share_stages else run.stage_model("answer", rationale, rationales.get("val"))
-    results = {}
-    for split in splits:
-        path = run.predict(answer, "answer", split, rationales.get(split))
-        results[split] = score(run, split, path)
-    if run.state.is_main_process and (one_stage or rationale is not None):
-        write_repository(run, rationale, answer, results)
-    run.state.wait_for_everyone()
-    return results
+    faults = Faults()
+    check_recipe(recipe, faults)
+    with faults.caught():
+        run = Run(recipe)
+    faults.tell()
+    with run.locked(), _full_disk_told(run.folder):
+        if not run.is_finished():
+            check_run(run)
+        for stage in run.stages:
+            run.train(stage)
+            for predicting in ["rationale", "answer"] if recipe.share_stages else [stage]:
+                for split in run.splits:
+                    run.predict(predicting, split)
+            run.release()
+        if recipe.stages == "rationale":
+            return {}
+        results = {split: score(run, split) for split in run.splits}
+        if recipe.one_stage or run.has_rationale_stage:
+            publish(run, results)
+        return results
 
 
-def score(run: Run, split: str, answers: Path) -> dict[str, Any]:
-    """Scores of a split's predictions, as `mmcot evaluate` gives them, also written to `results_<split>.json`."""
+def score(run: Run, split: str) -> dict[str, Any]:
+    """Scores of a split's answers, as `mmcot evaluate` gives them, also written to `results_<split>.json`."""
     from mmcot.training.common import write_json
     from mmcot.training.evaluation.protocol import protocol_of, rationale_format_of, told
     from mmcot.training.evaluation.reading import read_predictions
     from mmcot.training.evaluation.scoring import evaluate_predictions
 
+    answers = run.predictions_file("answer", split)
     problems = {problem["id"]: problem for problem in run.problems[split].remove_columns(["images"])}
     result = evaluate_predictions(
         problems,
@@ -229,6 +77,60 @@ def score(run: Run, split: str, answers: Path) -> dict[str, Any]:
     if run.state.is_main_process:
         write_json(run.folder / f"results_{split}.json", result)
     return result
+
+
+def publish(run: Run, results: dict[str, dict[str, Any]]) -> None:
+    """Writes `hub/`, and pushes it where the recipe says `push_to_hub`; not again what is there already."""
+    from mmcot.training.hub.repository import write_repository
+    from mmcot.training.stages.fingerprints import digest
+    from mmcot.training.stages.identity import trained_digest
+    from mmcot.training.stages.manifest import mark_step, read_manifest
+
+    if run.state.is_main_process:
+        folder, partial = run.folder / "hub", run.folder / "hub.partial"
+        step = run.folder / "hub.json"  # its manifest stays out of the repository
+        settings = {"recipe": digest(run.recipe.identity()), "results": digest(results)}
+        settings |= {stage: trained_digest(run, stage) for stage in ("rationale", "answer")}
+        found = read_manifest(step)
+        if found is None or found["settings"] != settings or not (folder / "config.json").is_file():
+            shutil.rmtree(partial, ignore_errors=True)
+            rationale = None if run.recipe.one_stage else run.network("rationale")
+            write_repository(run, rationale, run.network("answer"), results, partial)
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
+            found = {}
+            mark_step(step, settings, finished=True)
+        if run.recipe.training.get("push_to_hub") and "pushed" not in found:
+            mark_step(step, settings, finished=True, pushed=_push(run))
+    run.state.wait_for_everyone()
+
+
+def _push(run: Run) -> str:
+    """Pushes `hub/`, as the recipe's `hub_…` keys say, and returns the commit's URL."""
+    from mmcot.training.hub.push import push
+
+    training = run.recipe.training
+    url = push(
+        run.folder / "hub",
+        training.get("hub_model_id") or run.folder.absolute().name,
+        private=bool(training.get("hub_private_repo")),
+        revision=training.get("hub_revision"),
+        token=training.get("hub_token"),
+    )
+    logger.info(f"{run.folder / 'hub'}: pushed to {url}")
+    return url
+
+
+@contextlib.contextmanager
+def _full_disk_told(folder: Path) -> Iterator[None]:
+    """One line where the disk is full, in whatever words a library says so."""
+    try:
+        yield
+    except Exception as error:
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        if not full and shutil.disk_usage(folder).free > 1 << 20:
+            raise
+        raise UserError(f"{folder}: no space is left on its disk; make room, and the same command goes on") from error
 
 
 def main() -> int:

@@ -10,17 +10,18 @@ from mmcot.training.stages.recipe import Recipe
 TOLD = ("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps")
 
 
-def write_repository(run, rationale, answer, results: dict[str, dict]) -> Path:
+def write_repository(run, rationale, answer, results: dict[str, dict], folder: Path | None = None) -> Path:
     """Writes `hub/`: both stages (or the one), backbone, processor, code and card.
 
     Args:
         run: the `Run`.
         rationale, answer: trained stages; `rationale` is None in a one-stage run.
         results: split → scores, for the card: the test split's, where there are any.
+        folder: where to; default: `hub` in the run's folder.
     """
     from mmcot import MMCoTModel
 
-    folder, recipe = run.folder / "hub", run.recipe
+    folder, recipe = folder or run.folder / "hub", run.recipe
     if recipe.one_stage:
         model = _with_vision(answer, recipe)
     else:

@@ -3,7 +3,12 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+from transformers.utils import logging
+
+from mmcot.training.common import MissingFileError, UserError
 from mmcot.training.stages.recipe import Recipe
+
+logger = logging.get_logger("mmcot")
 
 
 def build_processor(recipe: Recipe, texts: Iterable[str] = ()):
@@ -30,14 +35,17 @@ def _tokenizer(recipe: Recipe, texts: Iterable[str]):
 
     source = recipe.tokenizer or (recipe.model if isinstance(recipe.model, str) else None)
     if source is None:
-        raise ValueError("tokenizer: a fresh model needs one (a folder, a tokenizer.json, a Hub id, or train)")
+        raise UserError("tokenizer: a fresh model needs one (a folder, a tokenizer.json, a Hub id, or train)")
     if source == "train":
         from mmcot.training.stages.tokenizer import train_tokenizer
 
         return train_tokenizer(texts)
     if source.endswith(".json"):
         return tokenizer_from_file(source)
-    return AutoTokenizer.from_pretrained(source)
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise MissingFileError(f"tokenizer: {source}: can't be loaded: {first_line(error)}") from error
 
 
 def tokenizer_from_file(path: str | Path):
@@ -45,7 +53,7 @@ def tokenizer_from_file(path: str | Path):
     from transformers import PreTrainedTokenizerFast
 
     if not Path(path).is_file():
-        raise FileNotFoundError(f"tokenizer: there is no file {path}")
+        raise MissingFileError(f"tokenizer: there is no file {path}")
     return PreTrainedTokenizerFast(
         tokenizer_file=str(path), pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=10**9
     )
@@ -62,16 +70,16 @@ def image_processor_of(vision: str | dict | None, image_size: int | None = None)
         return image_processor_for(image_size or vision.get("image_size", 224))
     if vision in VISION_PRESETS:
         return image_processor_for(vision)
-    from transformers import AutoImageProcessor
+    from mmcot.training.features.backbone import load_image_processor
 
-    return AutoImageProcessor.from_pretrained(vision)
+    return load_image_processor(vision)
 
 
 def build_stage_model(recipe: Recipe, stage: str, vocab_size: int, feature_size: int | None = None):
     """The network that a stage starts from.
 
     Args:
-        vocab_size: of the tokenizer; used for fresh networks.
+        vocab_size: of the tokenizer; a checkpoint with fewer embeddings gets more.
         feature_size: width of cached image features, if those are read.
 
     Returns:
@@ -80,6 +88,7 @@ def build_stage_model(recipe: Recipe, stage: str, vocab_size: int, feature_size:
     from mmcot import MMCoTConfig, MMCoTForConditionalGeneration
     from mmcot.vision_mmcot import build_vision
 
+    rounded = -(-vocab_size // 64) * 64  # a multiple of 64 keeps the output layer's products aligned
     settings = {
         "stage": stage,
         "prompt_format": recipe.rationale_format if stage == "rationale" else recipe.answer_format,
@@ -97,9 +106,13 @@ def build_stage_model(recipe: Recipe, stage: str, vocab_size: int, feature_size:
         settings["vision_config"] = vision_config
     if isinstance(recipe.model, str):
         model = MMCoTForConditionalGeneration.from_pretrained(recipe.model, **settings)
+        if vocab_size > model.config.vocab_size:
+            logger.warning(
+                f"the tokenizer has {vocab_size:,} tokens, {recipe.model} {model.config.vocab_size:,} embeddings: new "
+                "ones are added for the others"
+            )
+            model.resize_token_embeddings(rounded)
     else:
-        # a multiple of 64 keeps the output layer's products aligned
-        rounded = -(-vocab_size // 64) * 64
         model = MMCoTForConditionalGeneration(MMCoTConfig(vocab_size=rounded, **recipe.model, **settings))
     if vision is not None:
         model.encoder.vision = vision
@@ -128,3 +141,8 @@ def load_vision(vision: str):
 
     backbone = load_backbone(vision)
     return backbone.vision.config, backbone.vision, backbone.info["vision_feature"]
+
+
+def first_line(error: Exception) -> str:
+    """transformers' messages have several lines, of which the first says what is wrong."""
+    return (str(error).strip() or type(error).__name__).partition("\n")[0][:300]

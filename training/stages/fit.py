@@ -1,9 +1,14 @@
 """Training of one stage, which leaves a folder that is complete, or is gone on with."""
 
+import os
+import shutil
 from pathlib import Path
+from typing import Any
 
+from mmcot.training.common import UserError
 from mmcot.training.stages.arguments import training_arguments
-from mmcot.training.stages.manifest import mark_step, step_is_done
+from mmcot.training.stages.checkpoints import last_whole_checkpoint, put_damaged_aside
+from mmcot.training.stages.manifest import mark_step, read_manifest
 from mmcot.training.stages.metrics import metrics_of, most_probable
 from mmcot.training.stages.recipe import Recipe
 
@@ -18,25 +23,27 @@ def train_stage(
     eval_dataset=None,
     features=None,
     callbacks=None,
+    identity: dict[str, Any] | None = None,
 ):
-    """Trains `model`, or loads it where the folder holds the finished training; resumes a cut-off one.
+    """Trains `model` and saves it to `folder`; goes on from the last whole checkpoint there.
+
+    Args:
+        identity: what the training depends on, for the manifest (see `identity.py`).
 
     Returns:
         the trained `MMCoTForConditionalGeneration`.
-    """
-    from transformers.trainer_utils import get_last_checkpoint
 
+    Raises:
+        UserError: the loss or the weights aren't finite.
+    """
     from mmcot.training.stages.samples import StageCollator
     from mmcot.training.stages.trainer import StageTrainer
 
-    identity = {"stage": stage, **recipe.identity()}
-    if step_is_done(folder, identity):
-        from mmcot import MMCoTForConditionalGeneration
-
-        return MMCoTForConditionalGeneration.from_pretrained(folder)
+    folder, identity = Path(folder), identity or {"stage": stage, **recipe.identity()}
     args = training_arguments(recipe, folder, eval_dataset is not None)
+    checkpoint = _where_to_go_on(folder, args)
     if args.should_save:
-        mark_step(folder, identity, finished=False)
+        mark_step(folder, identity, finished=False, processes=args.world_size)
     model.processor = processor
     trainer = StageTrainer(
         model=model,
@@ -57,13 +64,56 @@ def train_stage(
         position_bias_lr=recipe.position_bias_lr,
         tokens_per_batch=recipe.tokens_per_batch,
     )
-    result = trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.is_dir() else None)
+    result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    trained = trainer.accelerator.unwrap_model(trainer.model)
+    _check_finite(trained, stage)
     # evaluation leaves transformers' default of 20 there, which every later call would have to overrule
-    trainer.accelerator.unwrap_model(trainer.model).generation_config.max_length = None
-    trainer.save_model(str(folder))
+    trained.generation_config.max_length = None
+    _save(trainer, folder)
     if args.should_save:
         history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
-        seconds = result.metrics["train_runtime"]
-        mark_step(folder, identity, finished=True, steps=result.global_step, seconds=seconds, history=history)
+        facts = {"steps": result.global_step, "seconds": result.metrics["train_runtime"], "history": history}
+        mark_step(folder, identity, finished=True, processes=args.world_size, **facts)
     trainer.accelerator.wait_for_everyone()
-    return trainer.accelerator.unwrap_model(trainer.model)
+    return trained
+
+
+def _where_to_go_on(folder: Path, args) -> Path | None:
+    """The checkpoint to go on from; what is damaged is put aside, by one process."""
+    from accelerate import PartialState
+
+    state = PartialState()
+    begun = read_manifest(folder) if folder.is_dir() else None
+    processes = tuple(dict.fromkeys((args.world_size, (begun or {}).get("processes", args.world_size))))
+    sharded = bool(args.deepspeed) or bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    sharded = sharded or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+    if state.is_main_process:
+        put_damaged_aside(folder, processes, sharded)
+    state.wait_for_everyone()
+    checkpoint = last_whole_checkpoint(folder, processes, sharded)
+    state.wait_for_everyone()
+    return checkpoint
+
+
+def _check_finite(model, stage: str) -> None:
+    """The last step may have spoilt what no loss was taken from any more."""
+    for name, weight in model.named_parameters():
+        if weight.requires_grad and not weight.isfinite().all():
+            raise UserError(
+                f"the {stage} stage's training ended with weights that aren't finite ({name}): lower learning_rate, "
+                "or give bf16=false fp16=false"
+            )
+
+
+def _save(trainer, folder: Path) -> None:
+    """`Trainer.save_model`, whole: files get their names when all are written, the weights last."""
+    partial = folder / "model.partial"
+    if trainer.args.should_save:
+        shutil.rmtree(partial, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    trainer.save_model(str(partial))
+    trainer.accelerator.wait_for_everyone()
+    if trainer.args.should_save:
+        for path in sorted(partial.iterdir(), key=lambda path: "safetensors" in path.name):
+            os.replace(path, folder / path.name)
+        partial.rmdir()

@@ -70,6 +70,10 @@ def from_dict(values: dict[str, Any]) -> Recipe:
 def _check_together(recipe: Recipe) -> None:
     from mmcot.processing.prompts_mmcot import OUTPUT_FORMATS, ProblemError, reads_rationale, split_format
 
+    if recipe.image_size is not None and isinstance(recipe.vision, str):
+        raise UserError(
+            "image_size: is for a fresh backbone (vision as a mapping of sizes); a pretrained one has its own"
+        )
     outputs = {}
     for key in ("rationale_format", "answer_format"):
         try:

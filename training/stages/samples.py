@@ -11,7 +11,11 @@ if TYPE_CHECKING:
     import datasets
 
 from mmcot.processing import build_prompt
+from mmcot.training.common import UserError
 from mmcot.training.features.cache import problem_keys
+from mmcot.training.stages.fingerprints import features_fingerprint
+
+SHOWN = 20  # ids in a message
 
 
 def stage_dataset(
@@ -36,12 +40,12 @@ def stage_dataset(
         features: a `FeatureCache`, whose keys of each problem are looked up.
 
     Raises:
-        ValueError: a rationale is missing, or a feature.
+        UserError: a rationale is missing, or a feature, or problems don't fit into `max_source_length`: all are named.
     """
     if isinstance(rationales, dict):
         missing = [id_ for id_ in problems["id"] if id_ not in rationales]
         if missing:
-            raise ValueError(f"{len(missing)} of {len(problems)} problems have no rationale, the first: {missing[0]}")
+            raise UserError(f"{len(missing)} of {len(problems)} problems have no rationale, the first: {missing[0]}")
 
     def rationale_of(problem: dict[str, Any]) -> str | None:
         if isinstance(rationales, dict):
@@ -51,19 +55,21 @@ def stage_dataset(
         return build_prompt(problem, processor.rationale_format)[1]
 
     def encode(problem: dict[str, Any]) -> dict[str, Any]:
-        rationale = rationale_of(problem)
-        sample = processor.encode(problem, stage, rationale=rationale, target=True)
+        try:
+            sample = processor.encode(problem, stage, rationale=rationale_of(problem), target=True)
+        except ValueError as error:  # told of all problems at once
+            sample = {"input_ids": [], "labels": [], "fault": str(error)}
         labels = sample["labels"]
         if max_target_length is not None and len(labels) > max_target_length:
             labels = [*labels[: max_target_length - 1], labels[-1]]
-        row = {"input_ids": sample["input_ids"], "labels": labels}
+        row = {"input_ids": sample["input_ids"], "labels": labels, "fault": sample.get("fault", "")}
         row.update(length=len(row["input_ids"]), target_length=len(labels))
         if features is not None:
             row["image_keys"] = problem_keys(problem, features)
         return row
 
     settings = (
-        "target_length",  # renews what an earlier version has cached
+        "fault",  # renews what an earlier version has cached
         stage,
         max_target_length,
         processor.tokenizer.backend_tokenizer.to_str(),
@@ -73,16 +79,24 @@ def stage_dataset(
         processor.max_source_length,
         processor.source_truncation,
         sorted(rationales.items()) if isinstance(rationales, dict) else rationales,
-        str(features.path) if features is not None else None,
+        (str(features.path), features_fingerprint(features)) if features is not None else None,
     )
     fingerprint = hashlib.sha256(repr((problems._fingerprint, settings)).encode()).hexdigest()[:32]
     keep = {"id", "images"}
-    return problems.map(
+    samples = problems.map(
         encode,
         remove_columns=[name for name in problems.column_names if name not in keep],
         new_fingerprint=fingerprint,
         desc=f"{stage} samples",
     )
+    faults = {id_: fault for id_, fault in zip(samples["id"], samples["fault"], strict=True) if fault}
+    if faults:
+        first = next(iter(faults.values()))
+        others = list(map(str, faults))[1:]
+        shown = f"; so {'does' if len(others) == 1 else 'do'} {', '.join(others[:SHOWN])}" if others else ""
+        more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
+        raise UserError(f"{stage} stage: {first}{shown}{more}")
+    return samples.remove_columns("fault")
 
 
 class StageCollator:
@@ -140,7 +154,7 @@ class StageCollator:
             if row["id"] not in self.kept:
                 encoded = self.processor.encode_images([self.processor.load_images(row)])
                 if "pixel_mask" in encoded:
-                    raise ValueError("keep_images is for pictures that the image processor brings to one size")
+                    raise UserError("keep_images is for images that the image processor brings to one size")
                 mask, pixels = encoded["image_attention_mask"][0], encoded["pixel_values"]
                 self.kept[row["id"]] = pixels.view(len(mask), *pixels.shape[-3:])[mask].half()
         kept = [self.kept[row["id"]] for row in rows]

@@ -1,5 +1,7 @@
 """`StageTrainer`: transformers' `Seq2SeqTrainer` with what a stage needs beyond it."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -29,7 +31,7 @@ class StageTrainer(Seq2SeqTrainer):
         self.position_bias_lr = position_bias_lr
         self.tokens_per_batch = tokens_per_batch
         super().__init__(*args, **kwargs)
-        self.add_callback(_EpochOrder())
+        self.add_callback(_Resumption())
         use_engine(self.model)  # evaluation generates as prediction does
 
     def create_optimizer(self, model=None):
@@ -112,13 +114,15 @@ class StageTrainer(Seq2SeqTrainer):
         return {**inputs, "labels": labels, "decoder_input_ids": stage._shift_right(labels)}
 
 
-class _EpochOrder(TrainerCallback):
-    """Tells every sampler the epoch, however deep it is wrapped.
+class _Resumption(TrainerCallback):
+    """What goes on from a checkpoint as if it hadn't been interrupted, beyond what transformers and accelerate do."""
 
-    accelerate does so itself, but for a training that is resumed within an epoch by several processes: there the
-    batches that are skipped lie one wrapper deeper, and the order of epoch 0 would come again.
-    """
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.best_model_checkpoint is not None:  # the run's folder may have been moved meanwhile
+            state.best_model_checkpoint = str(Path(args.output_dir) / Path(state.best_model_checkpoint).name)
 
+    # accelerate tells samplers the epoch, but for several processes that go on within one: the batches that are
+    # skipped then lie one wrapper deeper, and the order of epoch 0 would come again
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
         epoch, queue, seen = int(state.epoch or 0), [train_dataloader], set()
         while queue:
