@@ -307,7 +307,7 @@ class MMCoTProcessor(ProcessorMixin):
     @classmethod
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
         """As inherited, but without an image processor where none was saved, and with our own image processor's class
-        from beside this file, which asks no one to trust remote code."""
+        from beside this file, which loads without trust_remote_code."""
         saved = (processor_dict or {}).get("image_processor", {})
         if saved is not None and saved.get("image_processor_type") != MMCoTImageProcessor.__name__:
             return super()._get_arguments_from_pretrained(pretrained_model_name_or_path, processor_dict, **kwargs)

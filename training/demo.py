@@ -226,7 +226,7 @@ def _next_commands(folder: Path, data: str) -> str:
         f"  mmcot report {folder / 'hub'} {data} --split test --output more.png\n"
         f"  mmcot predict {folder / 'hub'} {data} --split test --output predictions.jsonl\n"
         f"  mmcot evaluate --predictions predictions.jsonl --problems {data} --split test --json scores.json\n"
-        "  mmcot train embedded                        # every skill of the embedded questions\n"
+        "  mmcot train embedded                        # every skill of the generated questions\n"
         "  mmcot train base-v5 data=path/to/scienceqa  # the paper's recipe, on one GPU\n"
     )
 

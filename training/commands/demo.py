@@ -1,6 +1,6 @@
-"""See Multimodal-CoT work from nothing on a laptop: made questions with drawn pictures, networks from scratch.
+"""See Multimodal-CoT work from nothing on a laptop: generated questions with drawn pictures, networks from scratch.
 
-Three models learn the same questions (four skills of the embedded data, over all three subjects): (a) one stage with
+Three models learn the same questions (four skills of the toy data set, over all three subjects): (a) one stage with
 pictures, which answers at once; (b) two stages without pictures; (c) two stages with pictures, the paper's method. All
 start from one small text network, as the paper's start from one T5. Then (c) is asked with its pictures blanked. The
 folder holds runs/, hub/ (the repository of (c)), results.json, report.png. Started again, it goes on where it stopped.

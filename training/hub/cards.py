@@ -34,7 +34,7 @@ DATASETS: dict[str, dict[str, str | None]] = {
         "lectures recur between training and test set; other questions are outside of what was tested.",
     },
     "embedded": {
-        "name": "the embedded questions of mmcot",
+        "name": "generated questions (toy data set of mmcot)",
         "id": None,
         "license": "apache-2.0",
         "limitation": "Trained on generated questions with drawn pictures, for demonstration and tests: of no use on "

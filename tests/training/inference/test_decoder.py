@@ -66,12 +66,12 @@ def test_ids_equal_generate_one_by_one(fields, slots):
     assert dict(GreedyDecoder(model, slots).decode(batches, 20, end)) == expected
 
 
-@pytest.mark.parametrize("look_every", [1, 3, 8])
-def test_looking_seldom_changes_nothing(look_every):
+@pytest.mark.parametrize("sync_interval", [1, 3, 8])
+def test_a_long_sync_interval_changes_nothing(sync_interval):
     model = varied_model()
     batches, expected, end = encoded_rows(model)
     decoder = GreedyDecoder(model, 4)
-    decoder.look_every = look_every
+    decoder.sync_interval = sync_interval
     assert dict(decoder.decode(batches, 20, end)) == expected
 
 
@@ -80,7 +80,7 @@ def test_a_gpus_settings_change_nothing(slots):
     model = varied_model()
     batches, expected, end = encoded_rows(model)
     decoder = GreedyDecoder(model, slots)
-    decoder.multiple, decoder.look_every, decoder.fewest, decoder.block = 8, 8, 1, slots
+    decoder.length_multiple, decoder.sync_interval, decoder.min_rows, decoder.block_rows = 8, 8, 1, slots
     assert dict(decoder.decode(batches, 20, end)) == expected
 
 
