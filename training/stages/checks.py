@@ -233,8 +233,8 @@ def _check_images(run, processor, faults: Faults) -> None:
                 check_images(some)
     if shown is None:
         faults.add(
-            f"vision: none of the {len(run.problems['train']):,} training problems has a picture (image); give "
-            "vision=null features=null to train on text alone, or columns={image: KEY} if another key holds them"
+            f"vision: no picture in any of the {len(run.problems['train']):,} training problems; give vision=null "
+            "features=null to train on text alone, or columns={image: KEY} if another key holds the images"
         )
     elif recipe.keep_images and run.features is None and not faults.errors:
         encoded = processor.encode_images([processor.load_images(shown)])
