@@ -206,6 +206,8 @@ def test_what_would_have_no_effect_is_refused(model, processor, inputs):
     ids = torch.full((8, 3), 9)
     with pytest.raises(ModelError, match="rationale_ids.*num_beams"):
         model.generate(**inputs, rationale_ids=ids, num_beams=2)
+    with pytest.raises(ModelError, match="rationale_ids.*generation_config"):
+        model.generate(**inputs, rationale_ids=ids, generation_config=GenerationConfig(num_beams=2))
     with pytest.raises(ModelError, match="paged"):
         model.generate(**inputs, cache_implementation="paged")
     with pytest.raises(ModelError, match="mode.*guess"):

@@ -158,6 +158,21 @@ def test_several_rationales_a_problem(model, processor, problems):
         assert torch.isinf(output.option_log_probs[row, count:]).all()
 
 
+def test_scores_are_the_answer_stages(model, processor, problems):
+    """By an ordinary forward pass of that stage over the text path's inputs, with the pictures."""
+    gold = [build_prompt(problem, "QCM-E")[1] for problem in problems]
+    ids = processor.tokenizer(gold, return_tensors="pt", padding=True)["input_ids"]
+    output = model.generate(**processor(problems), rationale_ids=ids)
+    forced = torch.tensor([[0, *model.config.option_prefix_ids]]).expand(len(problems), -1)
+    inputs = processor(problems, stage="answer", rationales=gold)
+    with torch.no_grad():
+        logits = model(**inputs, decoder_input_ids=forced, stage="answer").logits[:, -1]
+    expected = logits.log_softmax(-1)[:, model.config.option_letter_ids]
+    for problem, found, wanted in zip(problems, output.option_log_probs, expected, strict=True):
+        count = len(problem["choices"])
+        assert torch.allclose(found[:count], wanted[:count], atol=1e-4)
+
+
 def test_given_rationales_are_used(model, processor, problems):
     gold = [build_prompt(problem, "QCM-E")[1] for problem in problems]
     ids = processor.tokenizer(gold, return_tensors="pt", padding=True)["input_ids"]
