@@ -89,7 +89,7 @@ def _score_rationales(problems, predictions, rationale_format, similarity_model)
         reference = _reference(problem, rationale_format)
         if reference is not None:
             pairs.append((_like_reference(written[id_] or "", reference), reference))
-    if not pairs:
+    if all(_is_bare(reference) for _, reference in pairs):  # no gold rationale anywhere: nothing to score against
         return {}, 0
     hypotheses, references = zip(*pairs, strict=True)
     scores = rationale_scores(hypotheses, references)
@@ -118,8 +118,11 @@ def _reference(problem: Mapping, rationale_format: str | None) -> str | None:
     if not rationale_format or problem.get("solution") is None:
         return None
     known = {} if problem.get("choices") else {"choices": [], "answer": None}  # only `num_choices` is given
-    target = build_prompt({**problem, **known}, rationale_format)[1]
-    return target if target.removeprefix("Solution:").strip(" .") else None
+    return build_prompt({**problem, **known}, rationale_format)[1]
+
+
+def _is_bare(reference: str) -> bool:
+    return not reference.removeprefix("Solution:").strip(" .")
 
 
 def _like_reference(text: str, reference: str) -> str:

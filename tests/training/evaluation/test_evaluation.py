@@ -64,7 +64,8 @@ def test_published_accuracies(shared_dir, tmp_path, name, expected, split):
     data = shared_dir / "data" / "scienceqa_test"
     out = tmp_path / "new" / "out.json"
     predictions = data / f"{name}.json"
-    assert command("--predictions", predictions, "--problems", data / "index.json", "--json", out, *split) == 0
+    arguments = ["--predictions", predictions, "--problems", data / "index.json", "--protocol", "generated"]
+    assert command(*arguments, "--json", out, *split) == 0
     result = json.loads(out.read_text())
     assert {column: round(value, 2) for column, value in result["accuracy"].items()} == expected
     assert result["n"] == {"TXT": 2046, "IMG": 2017, "NO": 1435, "Avg": 4241}
@@ -174,10 +175,10 @@ def test_reference_rationales():
     result = evaluate_predictions(problems, predictions)
     assert set(result["rationale"]) == {"rougeL", "rougeL_original", "bleu1", "bleu4"}
     assert result["rationale"]["rougeL"] == result["rationale"]["bleu1"] == pytest.approx(100)
-    assert result["rationale_n"] == 3  # problem 3 has no gold rationale
+    assert result["rationale_n"] == 4
     assert evaluate_predictions(problems, predictions, rationale_format=None)["rationale_n"] == 1
     missing = {**predictions, "4": {"answer": 0}}  # counts as empty
-    assert evaluate_predictions(problems, missing)["rationale"]["rougeL"] == pytest.approx(200 / 3)
+    assert evaluate_predictions(problems, missing)["rationale"]["rougeL"] == pytest.approx(75)
     assert evaluate_predictions(problems, dict.fromkeys(PROBLEMS, 0))["rationale"] == {}
     flags_only = {"1": {"num_choices": 3, "answer": 0, "solution": "So it is."}}
     assert evaluate_predictions(flags_only, {"1": predictions["1"]})["rationale"]["rougeL"] == pytest.approx(100)
