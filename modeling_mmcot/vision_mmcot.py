@@ -46,6 +46,9 @@ def vision_feature_size(vision: PreTrainedModel, vision_feature: str) -> int:
     for name in ("hidden_size", "d_model"):
         if isinstance(getattr(vision.config, name, None), int):
             return getattr(vision.config, name)
+    stages = getattr(vision.config, "hidden_sizes", None)
+    if isinstance(stages, (list, tuple)) and stages:  # convolutional networks: one width a stage
+        return stages[-1]
     raise ModelError(f"{type(vision).__name__} doesn't say how wide its features are: set image_feature_size")
 
 

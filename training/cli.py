@@ -19,6 +19,7 @@ COMMANDS = {
     "distill": ("distill", "let a teacher write rationales to train on"),
     "convert": ("convert", "turn the original project's checkpoints into a repository"),
     "reproduce": ("reproduce", "repeat a published result and compare"),
+    "paper": ("paper", "repeat the paper's tables on any data"),
     "benchmark": ("benchmark", "time training and inference against the original's way"),
     "report": ("report", "draw predictions with their pictures, rationales and attention"),
     "app": ("app", "ask a model in the browser (needs the [demo] extra)"),

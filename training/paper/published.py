@@ -82,6 +82,75 @@ PUBLISHED = {
 }
 
 
+@dataclass(frozen=True)
+class PublishedRow:
+    """A row of the tables on what each part is worth: accuracy (Avg) and, of two stages, ROUGE-L, both in %.
+
+    Attributes:
+        protocol: of two-stage rows, that of the version's commands; None where the paper doesn't say it.
+    """
+
+    accuracy: float
+    rouge_l: float | None
+    protocol: str | None
+    source: str
+
+
+# (version of the paper, row) -> what was published. Rows are named after their recipes; those of base and large are
+# the Avg column above. Sources: [v1] arXiv 2302.00923v1 and [v5] arXiv 2302.00923v5, tables 2 and 3 and the ablations.
+_ROWS_V1 = {
+    "text-one-stage-qcm-a": (80.40, None),
+    "text-one-stage-qcm-lea": (67.86, None),
+    "text-one-stage-qcm-ale": (69.77, None),
+    "text-only": (70.53, 91.76),
+    "captions-only": (71.12, 91.85),
+    "one-stage-qcm-a": (82.57, None),
+    "backbone-clip": (84.81, None),
+    "backbone-resnet": (84.77, None),
+    "one-stage-qcm-a-clip": (81.21, None),
+    "one-stage-qcm-a-resnet": (80.97, None),
+}
+_ROWS_V5 = {
+    "text-one-stage-qcm-a": (81.63, None),
+    "text-one-stage-qcm-lea": (69.32, None),
+    "text-one-stage-qcm-ale": (69.68, None),
+    "text-only": (78.57, 90.73),
+    "captions-only": (79.37, None),
+    "one-stage-qcm-a": (82.62, None),
+    "backbone-clip": (84.27, None),
+    "backbone-detr": (83.16, None),
+    "backbone-resnet": (82.86, None),
+    "large-one-stage-qcm-a": (84.56, None),
+    "large-text-only": (83.97, None),
+}
+
+
+def _published_rows() -> dict[tuple[str, str], PublishedRow]:
+    found = {}
+    for version, rows in (("v1", _ROWS_V1), ("v5", _ROWS_V5)):
+        protocol = PUBLISHED[f"base-{version}"].protocol
+        for name, (accuracy, rouge_l) in rows.items():
+            own = None if "one-stage" in name else protocol
+            found[version, name] = PublishedRow(accuracy, rouge_l, own, f"[{version}]")
+        for name in ("base", "large"):
+            whole = PUBLISHED[f"{name}-{version}"]
+            found[version, name] = PublishedRow(whole.accuracy["Avg"], whole.rouge_l, whole.protocol, whole.source)
+    return found
+
+
+PUBLISHED_ROWS = _published_rows()
+# A-OKVQA, multiple choice, validation split, accuracy in % [v5]
+PUBLISHED_AOKVQA = {"aokvqa": 50.57, "aokvqa-text-only": 47.86}
+# Tokens of the longest output (rationale and answer), and the limit: nothing was cut off [v1, v5]
+PUBLISHED_LENGTHS = {"longest_below": 400, "limit": 512}
+# Of 50 wrong answers of the text-only baseline, the share (%) with a hallucinated rationale, and the share (%) of
+# those that vision corrected
+PUBLISHED_HALLUCINATION = {
+    "v1": {"n": 50, "hallucinated": 64.0, "corrected_by_vision": 62.5},
+    "v5": {"n": 50, "hallucinated": 56.0, "corrected_by_vision": 60.7},
+}
+
+
 def expected_interval(name: str, column: str, n: int | None = None) -> tuple[float, float]:
     """95 % interval (Wilson, in %) of a published accuracy, at `n` questions or at those of the test split."""
     n = n or TEST_QUESTIONS[column]

@@ -10,6 +10,7 @@ from mmcot.training.stages.recipe import Recipe, load_recipe
 from mmcot.training.stages.recipe_file import RECIPES, recipe_files
 
 NAMES = sorted(recipe_files())
+RUN = [name for name in NAMES if not name.endswith("-v1")]  # those of v1 run in paper/test_tables.py
 LAUNCH = sorted((RECIPES.parent / "launch").glob("*.yaml"))
 T5 = {"d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
 # a picture becomes 2 x 2 patches and a class token
@@ -52,7 +53,8 @@ def test_shipped_recipe_is_read(name):
     for stage in ("rationale", "answer"):
         of_stage = recipe.for_stage(stage)
         assert isinstance(of_stage.training.get("learning_rate", 5e-5), float)  # 5e-5 is text to YAML
-        assert of_stage.protocol == ("teacher_forced" if name.endswith("v1") else "generated")
+        forced = name.endswith("v1") and "one-stage" not in name
+        assert of_stage.protocol == ("teacher_forced" if forced else "generated")
     assert recipe.one_stage == ("one-stage" in name)
 
 
@@ -103,7 +105,7 @@ def test_launch_configuration_is_read_by_accelerate(path):
     assert config.distributed_type and isinstance(yaml.safe_load(path.read_text()), dict)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("one-stage")])
+@pytest.mark.parametrize("name", [name for name in RUN if name.startswith("one-stage")])
 def test_one_stage_ablation_runs(name, tmp_path):
     from mmcot import MMCoTForConditionalGeneration
 
@@ -128,7 +130,7 @@ def test_ablation_without_pictures_runs(name, tmp_path):
     assert ("red" in text) == (name == "captions-only")
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("backbone")])
+@pytest.mark.parametrize("name", [name for name in RUN if name.startswith("backbone")])
 def test_backbone_ablation_runs_on_cached_features(name, tmp_path):
     """The recipes read features of their backbone from a cache; a tiny backbone stands in for the large one."""
     from transformers import AutoModel, ViTConfig

@@ -1,0 +1,160 @@
+"""`mmcot paper`: rows of the paper's tables, each run once, published beside measured."""
+
+import json
+
+import pytest
+
+from mmcot.training.cli import main
+from mmcot.training.common import UserError
+from mmcot.training.paper import tables
+from mmcot.training.paper.published import PUBLISHED_ROWS
+from mmcot.training.paper.rows import TABLES, rows_of, tables_of
+from mmcot.training.paper.tables import make_plan, make_tables
+
+SOURCE = "embedded:n=12,val=4,test=8,skills=flower+tense"
+TINY = ["max_steps=2", "answer.max_steps=2", "save_steps=2", "max_new_tokens=6", "answer.max_new_tokens=6"]
+TINY += ["per_device_train_batch_size=4", "disable_tqdm=true", "use_cpu=true", "start.max_steps=1"]
+TINY += ["start.per_device_train_batch_size=4", "start.data=embedded:n=12,skills=word+flower"]
+ROWS = ("text-one-stage-qcm-a", "text-only")
+
+
+def trained(folder):
+    return {path: path.stat().st_mtime_ns for path in sorted(folder.rglob("model.safetensors"))}
+
+
+@pytest.fixture(scope="module")
+def cut_off(tmp_path_factory):
+    """A run that was killed between its two rows."""
+    from mmcot.training import train
+
+    folder = tmp_path_factory.mktemp("paper") / "out"
+    real = train.run_recipe
+
+    def dies_at_second_row(recipe):
+        if recipe.output_dir.endswith("text-only"):
+            raise KeyboardInterrupt
+        return real(recipe)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "run_recipe", dies_at_second_row)
+        with pytest.raises(KeyboardInterrupt):
+            make_tables("all", SOURCE, folder, rows=ROWS, overrides=TINY)
+    return folder
+
+
+def test_killed_between_rows_it_does_nothing_twice(cut_off, capsys):
+    found = json.loads((cut_off / "results.json").read_text())
+    assert not found["finished"] and list(found["rows"]) == ["text-one-stage-qcm-a"]
+    before = trained(cut_off)
+    assert {path.relative_to(cut_off).parts[1] for path in before} == {"start-base", "text-one-stage-qcm-a"}
+    command = ["paper", "all", SOURCE, "--output", str(cut_off), "--rows", *ROWS, *TINY, "--quiet"]
+    assert main(command) == 0
+    after = trained(cut_off)
+    assert {path: after[path] for path in before} == before
+    assert {path.relative_to(cut_off).parts[1] for path in after.keys() - before.keys()} == {"text-only"}
+    content = json.loads((cut_off / "results.json").read_text())
+    assert content["finished"] and content["rows"][ROWS[0]]["seconds"] == found["rows"][ROWS[0]]["seconds"]
+
+    # published beside measured, protocol, n, interval; the paired test where a table has two rows
+    (row,) = content["tables"]["table2"]["rows"]
+    assert row["published"]["accuracy"] == 81.63 and row["published"]["source"] == "[v5]"
+    assert row["n"] == 8 and row["protocol"] == "generated" and row["ci95"][0] <= row["accuracy"] <= row["ci95"][1]
+    (row,) = content["tables"]["table3"]["rows"]
+    assert row["published"]["rouge_l"] == 90.73 and 0 <= row["rouge_l"] <= 100 and row["test"] is None
+    lengths = content["lengths"]["text-only"]
+    assert lengths["limit"] == 6 and lengths["longest"] <= 7 and lengths["n"] == 8
+    page = (cut_off / "results.md").read_text()
+    assert "| two stages, text alone | 78.57 | generated |" in page and page in capsys.readouterr().out
+    # a third call trains nothing
+    make_tables("all", SOURCE, cut_off, rows=ROWS, overrides=TINY)
+    assert trained(cut_off) == after
+
+
+def test_rows_are_tested_against_the_first_on_the_same_questions(tmp_path, cut_off):
+    """Two rows whose answers are known: 1 question right by A alone, 3 by B alone, of 8."""
+    from mmcot.training.data.problems import load_problems
+    from mmcot.training.paper.results import _tests
+
+    plan = make_plan("table2", SOURCE, cut_off, overrides=TINY)
+    answers = load_problems(SOURCE, "test")
+    wrong = {problem["id"]: (problem["answer"] + 1) % len(problem["choices"]) for problem in answers}
+    gold = dict(zip(answers["id"], answers["answer"], strict=True))
+    ids = list(gold)
+    right = {"a": {ids[0]}, "b": set(ids[1:4])}
+    files = {}
+    for row, which in zip(plan.recipes, right.values(), strict=False):
+        files[row] = {"predictions": tmp_path / f"{row}.json", "protocol": "generated"}
+        files[row]["predictions"].write_text(json.dumps({i: gold[i] if i in which else wrong[i] for i in ids}))
+    rows = list(files)
+    (test,) = _tests(plan, rows, files)
+    assert (test["only_a"], test["only_b"], test["difference"]) == (1, 3, 25.0)
+    assert test["p_value"] == pytest.approx(0.625) == test["p_holm"] and test["against"] == rows[0]
+
+
+@pytest.mark.parametrize("version", ["v1", "v5"])
+def test_every_row_has_a_recipe_and_a_published_figure(version, tmp_path):
+    plan = make_plan("all", "data/scienceqa", tmp_path, version=version)
+    assert plan.network == "paper" and set(plan.recipes) == {row for v, row in PUBLISHED_ROWS if v == version}
+    base = plan.recipes["base"]
+    for row, recipe in plan.recipes.items():
+        assert recipe.one_stage == ("one-stage" in row)
+        assert (recipe.vision is None) == (row.startswith("text") or row.endswith("-only"))
+        assert recipe.use_caption == (row == "captions-only" or (version == "v5" and row in ("base", "large"))) or (
+            row.startswith("backbone")
+        )
+        assert recipe.data == "data/scienceqa" and recipe.output_dir == str(tmp_path / "runs" / row)
+        if recipe.vision is not None:
+            assert recipe.features == str(tmp_path / "features" / recipe.vision)  # one cache a backbone
+        assert "large" in recipe.model if row.startswith("large") else recipe.model == base.model
+        assert ("unifiedqa" in recipe.model) == (version == "v1")
+    formats = {row: plan.recipes[row].answer_format for row in TABLES["table2"][version]}
+    assert list(formats.values()) == ["QCM-A", "QCM-LEA", "QCM-ALE"]
+    assert base.rationale_format == ("QCM-LE" if version == "v1" else "QCM-E")
+
+
+@pytest.mark.slow
+def test_one_row_of_v1_runs_with_small_networks(tmp_path):
+    content = make_tables("table3", SOURCE, tmp_path, version="v1", rows=["base"], overrides=TINY)
+    (row,) = content["tables"]["table3"]["rows"]
+    assert (
+        row["protocol"] == row["published"]["protocol"] == "teacher_forced" and row["published"]["accuracy"] == 84.91
+    )
+    assert content["rows"]["base"]["recipe"]["vision"]["model_type"] == "detr"
+
+
+def test_rows_of_the_papers_networks_share_features(tmp_path, monkeypatch):
+    """Two rows that read one backbone: its cache is filled once, before either trains."""
+    from mmcot.training.features import extract
+
+    made = []
+    monkeypatch.setattr(extract, "extract_features", lambda problems, vision, out, **_: made.append((vision, out)))
+    plan = make_plan("all", SOURCE, tmp_path, network="paper", rows=("base", "one-stage-qcm-a", "backbone-clip"))
+    tables.begin_rows(plan)
+    assert made == [("vit", tmp_path / "features" / "vit"), ("clip", tmp_path / "features" / "clip")]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"version": "v3"}, "no version 'v3'"),
+        ({"rows": ["nothing"]}, "has no row 'nothing'; its rows: text-one"),
+        ({"network": "huge"}, "no network 'huge'"),
+        ({"overrides": ["data=else"]}, "data=else: `mmcot paper` says this itself"),
+        ({"network": "paper", "overrides": ["start.max_steps=2"]}, "start.*small"),
+        ({"overrides": ["learning_rat=1"]}, "learning_rat"),
+    ],
+)
+def test_what_the_user_has_to_mend_is_said(arguments, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        make_plan("all", "embedded", tmp_path, **arguments)
+
+
+def test_wrong_key_of_a_backbone_is_said_before_a_row_trains(tmp_path):
+    plan = make_plan("ablations", SOURCE, tmp_path, rows=["base"], overrides=[*TINY, "vision.hidden_sise=3"])
+    with pytest.raises(UserError, match="hidden_sise"):
+        tables.check_rows(plan)
+
+
+def test_tables_and_rows():
+    assert tables_of("all") == ("table2", "table3", "ablations") and tables_of("table2") == ("table2",)
+    assert rows_of(("table3", "ablations"), "v5")[:4] == ("text-only", "captions-only", "base", "one-stage-qcm-a")
