@@ -105,7 +105,7 @@ def test_unreadable_image_is_named_in_few_words(tmp_path):
         assert words in str(error.value) and len(str(error.value)) < 450
         assert str(error.value).isprintable() and error.value.user_error
 
-    with pytest.raises(FileNotFoundError, match="cannot read image 'gone.png': there is no such file"):
+    with pytest.raises(FileNotFoundError, match="cannot read image 'gone.png': No such file"):
         load_image("gone.png")
 
 

@@ -15,6 +15,12 @@ def in_child(function):
     return in_children(function)[0]
 
 
+def only_this_thread() -> None:
+    """To be called in a forked process: OpenMP would wait for ever for the threads that it had in the parent."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # where it isn't set, accelerate asks for a thread a core
+    torch.set_num_threads(1)
+
+
 def in_children(*functions) -> list:
     """The functions' results, each from a process of its own, all at once; None of one that was killed."""
     children = []
@@ -22,7 +28,7 @@ def in_children(*functions) -> list:
         reading, writing = os.pipe()
         child = os.fork()
         if child == 0:
-            torch.set_num_threads(1)  # a forked process has only this thread
+            only_this_thread()
             try:
                 os.write(writing, json.dumps(function()).encode())
             except Exception:

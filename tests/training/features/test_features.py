@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from feature_helpers import picture_file, released
+from feature_helpers import only_this_thread, picture_file, released
 from PIL import Image
 from transformers import DetrConfig, TimmWrapperConfig
 
@@ -135,7 +135,7 @@ def test_a_killed_run_is_taken_up(pictures, tmp_path, monkeypatch):
     whole = small(pictures, tmp_path / "whole")
     child = os.fork()
     if child == 0:  # dies while it writes its third shard, as by `kill -9`
-        torch.set_num_threads(1)
+        only_this_thread()
         monkeypatch.setattr(FeatureWriter, "_write_shard", dies_at(FeatureWriter._write_shard, 3))
         small(pictures, tmp_path / "killed")
         os._exit(0)
