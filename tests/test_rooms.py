@@ -16,7 +16,7 @@ FLOORS = (
     {"stages", "reasoning"},
     {"hub"},
     {"train"},
-    {"paper", "benchmark", "report"},
+    {"paper", "benchmark", "report", "two_stage_trainer"},
     {"app", "demo"},
     {"commands"},
     {"cli"},

@@ -7,6 +7,7 @@ import importlib
 
 _HOME = {
     "FeatureCache": "features.cache",
+    "TwoStageTrainer": "two_stage_trainer",
     "build_few_shot_prompt": "reasoning.few_shot_prompt",
     "check_images": "data.image_check",
     "check_repository": "hub.push",

@@ -110,13 +110,14 @@ def set_verbosity(quiet: bool = False, verbose: bool = False) -> None:
     """
     import logging
 
+    from mmcot.training.common import log_to_screen
+
     if int(os.environ.get("RANK", "0")) > 0:  # of several processes the first one speaks
         quiet, verbose = True, False
     logger = logging.getLogger("mmcot")
     logger.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logger.handlers = [handler]  # a second call in one process replaces the first one's
+    log_to_screen()
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # notes between torch and its add-ons
     if verbose:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "info")
     if quiet:

@@ -1,7 +1,9 @@
 """What every room needs: errors that a user can mend, files that are whole or not there, JSON Lines."""
 
 import json
+import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +31,33 @@ class ExistingFileError(UserError, FileExistsError):
     """An output is there already, and isn't overwritten."""
 
     __str__ = MissingFileError.__str__
+
+
+class _BesideBars(logging.StreamHandler):
+    """Writes lines to the stderr of now, above progress bars, which would be torn otherwise."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self):
+        return sys.stderr
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "tqdm" not in sys.modules:
+            return super().emit(record)
+        from tqdm import tqdm
+
+        with tqdm.external_write_mode(file=sys.stderr):
+            super().emit(record)
+        return None
+
+
+def log_to_screen() -> None:
+    """Shows the package's log (logger `mmcot`) on stderr, a line each; a second call replaces the first one's."""
+    handler = _BesideBars()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logging.getLogger("mmcot").handlers = [handler]
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The demonstration: three models trained from scratch on generated questions, compared, and asked."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -110,6 +111,7 @@ def _quiet() -> None:
 
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
+    logging.getLogger("mmcot").setLevel(logging.WARNING)  # one line a training, not its table
     datasets.disable_progress_bars()
 
 

@@ -35,6 +35,7 @@ def run_recipe(recipe: Recipe) -> dict[str, dict[str, Any]]:
         UserError: what the user has to mend; everything that can be known is said before the first training step.
     """
     from mmcot.training.stages.checks import Faults, check_recipe, check_run
+    from mmcot.training.stages.progress import describe_run
 
     faults = Faults()
     check_recipe(recipe, faults)
@@ -44,6 +45,8 @@ def run_recipe(recipe: Recipe) -> dict[str, dict[str, Any]]:
     with run.locked(), _full_disk_told(run.folder):
         if not run.is_finished():
             check_run(run)
+            if run.state.is_main_process:
+                logger.info(f"\n{describe_run(run)}")
         for stage in run.stages:
             run.train(stage)
             for predicting in ["rationale", "answer"] if recipe.share_stages else [stage]:
@@ -85,6 +88,7 @@ def publish(run: Run, results: dict[str, dict[str, Any]]) -> None:
     from mmcot.training.stages.fingerprints import digest
     from mmcot.training.stages.identity import trained_digest
     from mmcot.training.stages.manifest import mark_step, read_manifest
+    from mmcot.training.stages.progress import quiet_libraries
 
     if run.state.is_main_process:
         folder, partial = run.folder / "hub", run.folder / "hub.partial"
@@ -95,7 +99,8 @@ def publish(run: Run, results: dict[str, dict[str, Any]]) -> None:
         if found is None or found["settings"] != settings or not (folder / "config.json").is_file():
             shutil.rmtree(partial, ignore_errors=True)
             rationale = None if run.recipe.one_stage else run.network("rationale")
-            write_repository(run, rationale, run.network("answer"), results, partial)
+            with quiet_libraries():
+                write_repository(run, rationale, run.network("answer"), results, partial)
             shutil.rmtree(folder, ignore_errors=True)
             partial.rename(folder)
             found = {}
@@ -119,6 +124,21 @@ def _push(run: Run) -> str:
     )
     logger.info(f"{run.folder / 'hub'}: pushed to {url}")
     return url
+
+
+def next_commands(recipe: Recipe) -> str:
+    """What to do with a finished run: where its repository lies, and the commands that take it further."""
+    folder, hub = Path(recipe.output_dir), Path(recipe.output_dir) / "hub"
+    if not (hub / "config.json").is_file():
+        return f"\n{folder} holds the answer stage alone: hub/ needs the rationale stage too (stages=both)"
+    commands = [
+        (f"mmcot app {hub}", "ask it in the browser"),
+        (f"mmcot predict {hub} {recipe.data} --output predictions.jsonl", "answer more questions"),
+        (f"mmcot push {hub} YOUR-NAME/{folder.absolute().name} --dry-run", "what would be published"),
+    ]
+    width = max(len(command) for command, _ in commands)
+    lines = [f"  {command:<{width}}  # {what}" for command, what in commands]
+    return "\n".join([f"\n{hub} holds the model, with its card. Next:", *lines])
 
 
 @contextlib.contextmanager

@@ -38,9 +38,11 @@ def run(args: argparse.Namespace) -> int:
 
     from mmcot.training.evaluation.tables import format_table
     from mmcot.training.stages.recipe import load_recipe
-    from mmcot.training.train import run_recipe
+    from mmcot.training.train import next_commands, run_recipe
 
-    results = run_recipe(load_recipe(args.recipe, args.overrides))
+    recipe = load_recipe(args.recipe, args.overrides)
+    results = run_recipe(recipe)
     if PartialState().is_main_process and results:
         print(format_table(results))
+        print(next_commands(recipe))
     return 0

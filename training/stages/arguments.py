@@ -72,6 +72,7 @@ def training_arguments(recipe: Recipe, folder: Path, has_eval: bool):
         values.update(eval_strategy="no", load_best_model_at_end=False)
     elif values["eval_strategy"] == "no" and "load_best_model_at_end" not in recipe.training:
         values["load_best_model_at_end"] = False
+    values.setdefault("run_name", Path(recipe.output_dir).absolute().name)
     values.setdefault("generation_max_length", recipe.max_new_tokens + 1)  # the start token counts
     values.setdefault("generation_num_beams", recipe.num_beams)
     try:

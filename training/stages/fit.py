@@ -24,11 +24,13 @@ def train_stage(
     features=None,
     callbacks=None,
     identity: dict[str, Any] | None = None,
+    position: tuple[int, int] = (1, 1),
 ):
     """Trains `model` and saves it to `folder`; goes on from the last whole checkpoint there.
 
     Args:
         identity: what the training depends on, for the manifest (see `identity.py`).
+        position: which stage it is, of how many; for the screen.
 
     Returns:
         the trained `MMCoTForConditionalGeneration`.
@@ -36,15 +38,25 @@ def train_stage(
     Raises:
         UserError: the loss or the weights aren't finite.
     """
+    from transformers import PrinterCallback, ProgressCallback
+
+    from mmcot.training.stages.progress import StageProgress, quiet_libraries, show_bars
     from mmcot.training.stages.samples import StageCollator
+    from mmcot.training.stages.trackers import group_metrics
     from mmcot.training.stages.trainer import StageTrainer
 
     folder, identity = Path(folder), identity or {"stage": stage, **recipe.identity()}
     args = training_arguments(recipe, folder, eval_dataset is not None)
+    if "logging_steps" not in recipe.training:  # short runs have a training loss too
+        batch = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
+        args.logging_steps = max(1, min(args.logging_steps, len(train_dataset) // batch))
     checkpoint = _where_to_go_on(folder, args)
     if args.should_save:
         mark_step(folder, identity, finished=False, processes=args.world_size)
     model.processor = processor
+    model.train()  # freezes a backbone
+    parameters = sum(weight.numel() for weight in model.parameters())
+    trained_parameters = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     trainer = StageTrainer(
         model=model,
         args=args,
@@ -64,12 +76,20 @@ def train_stage(
         position_bias_lr=recipe.position_bias_lr,
         tokens_per_batch=recipe.tokens_per_batch,
     )
-    result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    trained = trainer.accelerator.unwrap_model(trainer.model)
-    _check_finite(trained, stage)
-    # evaluation leaves transformers' default of 20 there, which every later call would have to overrule
-    trained.generation_config.max_length = None
-    _save(trainer, folder)
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    counts = (parameters, trained_parameters)
+    trainer.add_callback(
+        StageProgress(stage, position, train_dataset, counts, one_stage=recipe.one_stage, bars=show_bars(args))
+    )
+    group_metrics(trainer, stage, Path(recipe.output_dir))
+    with quiet_libraries():
+        result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        trained = trainer.accelerator.unwrap_model(trainer.model)
+        _check_finite(trained, stage)
+        # evaluation leaves transformers' default of 20 there, which every later call would have to overrule
+        trained.generation_config.max_length = None
+        _save(trainer, folder)
     if args.should_save:
         history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
         facts = {"steps": result.global_step, "seconds": result.metrics["train_runtime"], "history": history}

@@ -224,7 +224,13 @@ class Run:
             val,
             self.features,
             identity=identity,
+            position=self.position(stage),
         )
+
+    def position(self, stage: str) -> tuple[int, int]:
+        """Which stage it is, of how many."""
+        order = self.stages if self.recipe.one_stage or self.recipe.share_stages else ["rationale", "answer"]
+        return order.index(stage) + 1, len(order)
 
     @property
     def has_rationale_stage(self) -> bool:
@@ -237,10 +243,12 @@ class Run:
         stage = "rationale" if self.recipe.share_stages else stage
         if stage not in self._networks:
             from mmcot import MMCoTForConditionalGeneration
+            from mmcot.training.stages.progress import quiet_libraries
 
             if stage == "rationale" and not self.has_rationale_stage:
                 raise MissingFileError(f"there is no {self.folder / 'rationale'}: train the rationale stage first")
-            self._networks[stage] = MMCoTForConditionalGeneration.from_pretrained(self.folder / stage)
+            with quiet_libraries():
+                self._networks[stage] = MMCoTForConditionalGeneration.from_pretrained(self.folder / stage)
         return self._networks[stage]
 
     def release(self) -> None:

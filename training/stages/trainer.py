@@ -97,6 +97,12 @@ class StageTrainer(Seq2SeqTrainer):
                 ids.append(str(id_))
         return ids
 
+    def _issue_warnings_after_load(self, load_result) -> None:
+        """Without the tied weights, which lie in the checkpoint once and aren't missing."""
+        tied = set(getattr(self.accelerator.unwrap_model(self.model), "all_tied_weights_keys", ()))
+        missing = [key for key in load_result.missing_keys if key not in tied]
+        super()._issue_warnings_after_load(type(load_result)(missing, load_result.unexpected_keys))
+
     def compute_loss(self, model, inputs, *args, **kwargs):
         if self.label_smoother is not None and "labels" in inputs:
             inputs = self._for_smoothing(inputs)

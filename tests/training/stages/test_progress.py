@@ -1,0 +1,130 @@
+"""What a person sees while a run trains, and what trackers are told."""
+
+import importlib.util
+import logging
+import re
+
+import pytest
+
+from mmcot.training.cli import main
+from mmcot.training.stages.progress import shown_time
+
+SIZES = [
+    "data=embedded:n=24,val=8,test=8",
+    "model={d_model: 16, d_kv: 8, d_ff: 16, num_layers: 1, num_heads: 2}",
+    "vision=null",
+    "per_device_train_batch_size=8",
+    "max_new_tokens=4",
+    "num_train_epochs=2",
+    "use_cpu=true",
+]
+
+
+def screen(capfd):
+    """(stdout, stderr) of a command; the lines of bars that aren't on a terminal left out."""
+    out, err = capfd.readouterr()
+    return out, "\n".join(line for line in err.replace("\r", "\n").split("\n") if "it/s" not in line)
+
+
+def test_screen_of_a_run(tmp_path, capfd):
+    folder = tmp_path / "run"
+    assert main(["train", "embedded", *SIZES, f"output_dir={folder}", "answer.eval_strategy=no"]) == 0
+    out, err = screen(capfd)
+    before, first, second = re.split(r"\nStage [12] of 2: ", err)
+    assert re.search(r"questions +24 to train on, 8 to validate on, 8 to test on\n", before)
+    assert re.search(r"with a picture +\d+ of 24 ", before) and re.search(
+        r"with a rationale +24 of 24 \(100 %\)", before
+    )
+    assert first.startswith("rationale (") and second.startswith("answer (")
+    assert re.search(r"tokens a sample +\d+ in \(longest \d+\), \d+ out \(longest \d+\)", first)
+    assert re.search(r"parameters +0\.\d M", first) and re.search(r"steps +6 of 8 samples, 2 epochs", first)
+    rows = re.findall(r"^ +(\d) +([12]\.00) +(\d\.\d{4}) +(\d\.\d{4}) +(\d+\.\d\d) ", first, re.M)
+    assert [(step, epoch) for step, epoch, *_ in rows] == [("3", "1.00"), ("6", "2.00")]
+    assert re.search(r"trained in .*; kept: step [36], by val loss", first)
+    assert len(re.findall(r"^ +\d +\d\.\d\d +\d\.\d{4} +– +– ", second, re.M)) > 1  # without evaluations: the losses
+    for alarming in ("missing keys", "eval_loss", "'loss'", "Warning", "mtime"):
+        assert alarming not in err + out, alarming
+    assert f"mmcot app {folder}/hub" in out and out.index("protocol: generated") < out.index("mmcot push")
+
+    assert main(["train", "embedded", *SIZES, f"output_dir={folder}", "answer.eval_strategy=no"]) == 0
+    again = screen(capfd)
+    assert "Stage" not in again[1] and again[0] == out  # nothing is trained again, the result is told again
+
+
+def test_resumed_run_shows_its_earlier_rows(tmp_path, capfd, monkeypatch):
+    from transformers import TrainerCallback
+
+    from mmcot.training.stages.trainer import StageTrainer
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 5:
+                raise KeyboardInterrupt
+
+    command = ["train", "embedded", *SIZES, f"output_dir={tmp_path}", "stages=rationale"]
+    make = StageTrainer.__init__
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            StageTrainer, "__init__", lambda self, *a, **k: (make(self, *a, **k), self.add_callback(Stop()))[0]
+        )
+        assert main(command) == 130
+    capfd.readouterr()
+    assert main(command) == 0
+    err = screen(capfd)[1]
+    assert "goes on from step 3" in err and re.search(r"^ +3 .* before\n +6 .* \d s", err, re.M)
+
+
+def test_one_stage_and_frozen_backbone_are_told(tmp_path, capfd):
+    vision = "vision={model_type: vit, hidden_size: 8, num_hidden_layers: 1, num_attention_heads: 2, "
+    vision += "intermediate_size: 8, image_size: 64, patch_size: 32}"
+    settings = [vision, "rationale_format=null", "answer_format=QCM-A", "freeze_vision=true", "max_steps=1"]
+    assert main(["train", "embedded", *SIZES, *settings, f"output_dir={tmp_path}"]) == 0
+    err = screen(capfd)[1]
+    assert "Stage 1 of 1: answer (question, context and options in, answer out)" in err
+    assert "one stage" in err and re.search(r"parameters +0\.\d M, 0\.\d M of them trained", err)
+
+
+def test_quiet_says_nothing_of_it(tmp_path, capfd):
+    assert main(["train", "embedded", *SIZES, f"output_dir={tmp_path}", "stages=rationale", "--quiet"]) == 0
+    assert "Stage" not in screen(capfd)[1]
+
+
+def test_trackers_know_one_run_with_two_groups(tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trackers = ["tensorboard"]
+    if importlib.util.find_spec("trackio"):
+        trackers.append("trackio")
+        monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    folder = tmp_path / "pictures-and-text"
+    assert main(["train", "embedded", *SIZES, f"output_dir={folder}", f"report_to=[{', '.join(trackers)}]"]) == 0
+    names = {"rationale/train/loss", "rationale/eval/rougeL", "answer/train/loss", "answer/eval/accuracy"}
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    assert names <= set(events.Tags()["scalars"]) and not any(n.startswith("train/") for n in events.Tags()["scalars"])
+    if "trackio" in trackers:
+        import trackio
+
+        runs = trackio.Api().runs("huggingface")
+        assert [run.name for run in runs] == ["pictures-and-text"]
+        assert names <= set(trackio.sqlite_storage.SQLiteStorage.get_all_metrics_for_run("huggingface", runs[0].name))
+
+
+@pytest.mark.parametrize(
+    "seconds, text", [(0.4, "0 s"), (59.6, "1 min 0 s"), (3725, "1 h 2 min"), (200000, "55 h 33 min")]
+)
+def test_times_as_people_say_them(seconds, text):
+    assert shown_time(seconds) == text
+
+
+def test_lines_stand_above_bars(capfd):
+    from tqdm import tqdm
+
+    from mmcot.training.common import log_to_screen
+
+    log_to_screen()
+    logging.getLogger("mmcot").setLevel(logging.INFO)
+    with tqdm(total=2) as bar:
+        bar.update()
+        logging.getLogger("mmcot").info("a line of its own")
+    assert "a line of its own" in re.split(r"[\r\n]", capfd.readouterr().err)

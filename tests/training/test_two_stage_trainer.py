@@ -1,0 +1,95 @@
+"""`TwoStageTrainer`: the same run as the command's, from `datasets.Dataset`s."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, Image
+from own_data import box_questions, environment, make_hub_cache, write_jsonl
+
+from mmcot.training import TwoStageTrainer
+from mmcot.training.common import UserError
+
+SETTINGS = {
+    "recipe": "embedded",
+    "model": {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2},
+    "vision": {
+        "model_type": "vit",
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+        "image_size": 32,
+        "patch_size": 16,
+    },
+    "max_new_tokens": 4,
+    "max_steps": 2,
+    "use_cpu": True,
+}
+
+
+def questions(folder, count, picture=True):
+    rows = [row | {"image": str(folder / row["image"])} for row in box_questions(folder, count)]
+    data = Dataset.from_list(rows)
+    return data.cast_column("image", Image()) if picture else data.remove_columns("image")
+
+
+def test_run_from_datasets_is_the_commands_run(tmp_path):
+    train, test = questions(tmp_path, 12), questions(tmp_path, 6)
+    trainer = TwoStageTrainer(
+        train_dataset=train, test_dataset=test, output_dir=tmp_path / "run", answer={"max_steps": 1}, **SETTINGS
+    )
+    results = trainer.train()
+    for path in tmp_path.glob("boxes/*.png"):
+        path.unlink()  # the run holds the pictures itself
+    assert results["test"]["n"] == {"IMG": 6, "Avg": 6} and "val" not in results
+    assert json.loads((tmp_path / "run/results_test.json").read_text()) == results["test"]
+    assert json.loads((tmp_path / "run/answer/manifest.json").read_text())["steps"] == 1
+    answer = trainer.pipeline()({"question": "Which colour is it?", "choices": ["red", "blue"], "image": None})
+    assert answer["answer"] in ("A", "B")
+
+    # the same again does nothing anew; the command on the same folder finds everything done, too
+    weights = (tmp_path / "run/answer/model.safetensors").stat().st_mtime_ns
+    again = TwoStageTrainer(
+        train_dataset=train, test_dataset=test, output_dir=tmp_path / "run", answer={"max_steps": 1}, **SETTINGS
+    )
+    from mmcot.training import run_recipe
+
+    assert run_recipe(again.recipe) == results
+    assert (tmp_path / "run/answer/model.safetensors").stat().st_mtime_ns == weights
+
+
+def test_readme_block_as_it_stands(tmp_path, tiny_tokenizer):
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    block = readme.split("<!-- trainer:begin -->")[1].split("<!-- trainer:end -->")[0]
+    code = re.search(r"```python\n(.*?)```", block, re.S)[1]
+    write_jsonl(tmp_path / "my-questions.jsonl", box_questions(tmp_path, 20))
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment(make_hub_cache(tmp_path / "home", tiny_tokenizer)),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    accuracy, answer = done.stdout.strip().splitlines()
+    assert "'Avg'" in accuracy and "'rationale'" in answer
+    assert "Stage 2 of 2" in done.stderr, "a run from Python shows what the command shows"
+    assert (tmp_path / "runs/from-python/hub/README.md").is_file()
+
+
+@pytest.mark.parametrize(
+    "settings, text",
+    [
+        ({"num_train_epoch": 3}, "num_train_epoch"),
+        ({"data": "file.jsonl"}, "data: the data sets say it"),
+        ({"train_dataset": None}, "train_dataset: is needed"),
+    ],
+)
+def test_what_is_refused(tmp_path, settings, text):
+    with pytest.raises(UserError, match=text):
+        TwoStageTrainer(**{"train_dataset": questions(tmp_path, 2, picture=False), "output_dir": tmp_path} | settings)

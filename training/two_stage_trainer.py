@@ -1,0 +1,135 @@
+"""`TwoStageTrainer`: a run from Python, on `datasets.Dataset`s. What it does is `run_recipe`, on the same files."""
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmcot.training.common import UserError, log_to_screen
+from mmcot.training.stages.recipe import STAGES, Recipe
+
+if TYPE_CHECKING:
+    import datasets
+
+SPLITS = {"train": "train_split", "val": "eval_split", "test": "test_split"}
+
+
+class TwoStageTrainer:
+    """Trains both stages (or one), predicts and scores the test questions, and leaves a repository.
+
+    The data sets are written to `data/` in the run's folder, as parquet with the pictures inside; from there on it is
+    the run of `mmcot train`, with the same files, the same resuming and the same errors.
+
+    Args:
+        model: checkpoint to start from (T5, FLAN-T5, UnifiedQA, one of ours), or the sizes of a fresh network; by
+            default the recipe's.
+        train_dataset: questions, with the columns that `load_problems` reads: `question`, `choices`, `answer`, and
+            what there is of `image`, `solution`, `context`, …
+        eval_dataset: questions to validate on while training.
+        test_dataset: questions to predict and score at the end.
+        output_dir: folder of the run.
+        recipe: name or file of the recipe that gives all other settings.
+        settings: keys of a recipe, so also of `Seq2SeqTrainingArguments` (`mmcot train --help` lists them);
+            `rationale={…}` and `answer={…}` for one stage alone.
+
+    Attributes:
+        recipe: the `Recipe`.
+        hub: folder of the repository that `train` leaves.
+        results: split → scores, after `train`.
+
+    Raises:
+        UserError: a key or a value that a recipe doesn't have; from `train`, what is wrong with the data.
+    """
+
+    def __init__(
+        self,
+        model: str | dict[str, Any] | None = None,
+        train_dataset: "datasets.Dataset | None" = None,
+        eval_dataset: "datasets.Dataset | None" = None,
+        test_dataset: "datasets.Dataset | None" = None,
+        *,
+        output_dir: str | Path = "runs/mmcot",
+        recipe: str | Path = "own-data",
+        **settings: Any,
+    ):
+        from mmcot.training.stages.recipe_file import load_recipe
+
+        self.datasets = {"train": train_dataset, "val": eval_dataset, "test": test_dataset}
+        if train_dataset is None:
+            raise UserError("train_dataset: is needed; `mmcot train` reads files")
+        for name in ("data", *SPLITS.values()):
+            if name in settings:
+                raise UserError(f"{name}: the data sets say it")
+        self.folder = Path(output_dir)
+        values = {"output_dir": str(output_dir), "data": str(self.folder / "data"), **settings}
+        values |= {key: split if self.datasets[split] is not None else None for split, key in SPLITS.items()}
+        if model is not None:
+            values["model"] = model
+        overrides = []
+        for key, value in values.items():
+            if key in STAGES and isinstance(value, dict):
+                overrides += [f"{key}.{name}={json.dumps(own)}" for name, own in value.items()]
+            else:
+                overrides.append(f"{key}={json.dumps(value)}")
+        self.recipe: Recipe = load_recipe(recipe, overrides)
+        self.results: dict[str, dict[str, Any]] = {}
+
+    @property
+    def hub(self) -> Path:
+        return self.folder / "hub"
+
+    def train(self) -> dict[str, dict[str, Any]]:
+        """Runs the recipe; what was done before is skipped, what was cut off is gone on with.
+
+        Returns:
+            split → scores, as `run_recipe` gives them.
+        """
+        from mmcot.training.stages.run import start_processes
+        from mmcot.training.train import run_recipe
+
+        logger = logging.getLogger("mmcot")
+        if not logger.handlers and logger.level == logging.NOTSET:  # unless the caller has said what is shown
+            logger.setLevel(logging.INFO)
+            log_to_screen()
+        state = start_processes(self.recipe)
+        if state.is_main_process:
+            for split, dataset in self.datasets.items():
+                if dataset is not None:
+                    _write(dataset, self.folder / "data" / f"{split}.parquet")
+        state.wait_for_everyone()
+        self.results = run_recipe(self.recipe)
+        return self.results
+
+    def pipeline(self, **options: Any):
+        """The pipeline of the trained model, as `load_pipeline` gives it."""
+        from mmcot.training.inference.predict import load_pipeline
+
+        return load_pipeline(self.hub, **options)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Publishes the repository, as `push` does, and returns the commit's URL."""
+        from mmcot.training.hub.push import push
+
+        return push(self.hub, repo_id, **options)
+
+
+def _write(dataset: "datasets.Dataset", path: Path) -> None:
+    """A data set as one parquet file, with its pictures' bytes inside; left alone where it holds the same."""
+    import hashlib
+
+    from datasets import Image, Value
+    from datasets.table import embed_table_storage
+
+    # a column `split` would go before the file's name, and who passes a data set has said which split it is
+    kept = dataset.remove_columns([name for name in ("split",) if name in dataset.column_names])
+    if kept.features.get("image") == Value("string"):  # paths, as a program opens them
+        kept = kept.cast_column("image", Image(decode=False))
+    embedded = kept.with_format("arrow").map(embed_table_storage, batched=True, desc=f"{path.name}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    embedded.with_format(None).to_parquet(str(partial))
+    digests = [hashlib.sha256(file.read_bytes()).digest() for file in (partial, path) if file.exists()]
+    if len(digests) == 2 and digests[0] == digests[1]:
+        partial.unlink()
+    else:
+        partial.replace(path)
