@@ -9,6 +9,7 @@ _HOME = {
     "FeatureCache": "features.cache",
     "TwoStageTrainer": "two_stage_trainer",
     "build_few_shot_prompt": "reasoning.few_shot_prompt",
+    "check_data": "data.check.problems",
     "check_images": "data.image_check",
     "check_repository": "hub.push",
     "content_fingerprint": "data.fingerprint",

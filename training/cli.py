@@ -10,6 +10,7 @@ import sys
 # name: (module of commands/ with add_arguments(parser) and run(args), one line of help); imported only when called
 COMMANDS = {
     "demo": ("demo", "see Multimodal-CoT work: make data, train three models, compare, ask (minutes on a laptop)"),
+    "check": ("check", "look a data set over before training: columns, splits, pictures, lengths, duplicates"),
     "train": ("train", "train a recipe: the rationale stage, the answer stage, or both"),
     "features": ("features", "extract image features into a cache, or import the original project's"),
     "predict": ("predict", "write rationales and answers of a trained model for a set of problems"),

@@ -65,8 +65,13 @@ def _fault(problem: Mapping[str, Any]) -> tuple[Any, str | None]:
         try:
             load_image(reference)
         except Exception as error:
-            return problem.get("id"), f"image {_name(reference)}: {_reason(error)}"
+            return problem.get("id"), fault_of_image(reference, error)
     return problem.get("id"), None
+
+
+def fault_of_image(reference: Any, error: Exception) -> str:
+    """One line: which image, and why it can't be read."""
+    return f"image {_name(reference)}: {_reason(error)}"
 
 
 def _name(reference: Any) -> str:

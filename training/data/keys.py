@@ -46,7 +46,7 @@ class KeyReport:
             unknown = tuple(
                 key
                 for key in keys
-                if key not in KNOWN and key not in self.mapped and not _is_choice_column(key, values)
+                if key not in KNOWN and key not in self.mapped and not is_choice_column(key, values)
             )
             self.unseen -= set(keys)
             if len(self._seen) < 1000:
@@ -166,7 +166,7 @@ def _refuse_two_answers(values: Mapping[str, Any], choices: Any) -> None:
             )
 
 
-def _is_choice_column(key: Any, values: Mapping[str, Any]) -> bool:
+def is_choice_column(key: Any, values: Mapping[str, Any]) -> bool:
     """Whether a record's key is one of several columns that hold a choice each."""
     return isinstance(key, str) and is_absent(values.get("choices")) and key in _choice_columns(values)
 

@@ -133,6 +133,10 @@ def check_run(run) -> None:
     faults = Faults()
     if run.state.is_main_process:
         _check_all(run, faults)
+        if not faults.errors:
+            from mmcot.training.stages.data_check import tell_data
+
+            tell_data(run)
     if run.state.num_processes > 1:
         from accelerate.utils import broadcast_object_list
 
@@ -163,12 +167,8 @@ def _check_all(run, faults: Faults) -> None:
 
 def _check_rationales(run, faults: Faults) -> None:
     """Without a solution there is nothing that a rationale stage could be taught."""
-    from mmcot.processing.prompts_mmcot import OUTPUT_FORMATS, split_format
-
     recipe: Recipe = run.recipe
-    format_ = recipe.answer_format if recipe.one_stage else recipe.rationale_format
-    template = OUTPUT_FORMATS[split_format(format_)[1]]
-    names = [name for name in ("lecture", "solution") if f"{{{name}}}" in template]
+    names = rationale_fields(recipe)
     if not names:
         return
 
@@ -179,12 +179,7 @@ def _check_rationales(run, faults: Faults) -> None:
     total, found = len(run.problems["train"]), count("train")
     what = " or ".join(names)
     if found == 0:
-        one_stage = "answer_format=QCM-A" if recipe.one_stage else "rationale_format=null answer_format=QCM-A"
-        faults.add(
-            f"none of the {total:,} training problems has a {what}, so there is no rationale to learn: train one "
-            f"stage that answers at once ({one_stage}), or let a teacher write rationales (`mmcot distill`) and give "
-            "them as rationales=FILE"
-        )
+        faults.add(no_rationale(recipe, total))
     elif found < total:
         logger.warning(
             f"{total - found:,} of {total:,} training problems have no {what}: they teach an empty rationale"
@@ -197,6 +192,33 @@ def _check_rationales(run, faults: Faults) -> None:
                 f"rationale.metric_for_best_model: none of the validation problems has a {what} to measure "
                 f"{METRICS['rationale']} by; give rationale.metric_for_best_model=loss"
             )
+
+
+def rationale_fields(recipe: Recipe) -> list[str]:
+    """The fields of a problem that the recipe's written texts are made of; empty where only answers are learnt."""
+    from mmcot.processing.prompts_mmcot import OUTPUT_FORMATS, split_format
+
+    format_ = recipe.answer_format if recipe.one_stage else recipe.rationale_format
+    template = OUTPUT_FORMATS[split_format(format_)[1]]
+    return [name for name in ("lecture", "solution") if f"{{{name}}}" in template]
+
+
+def no_rationale(recipe: Recipe, total: int) -> str:
+    """What is said where no training problem has a rationale."""
+    one_stage = "answer_format=QCM-A" if recipe.one_stage else "rationale_format=null answer_format=QCM-A"
+    return (
+        f"none of the {total:,} training problems has a {' or '.join(rationale_fields(recipe))}, so there is no "
+        f"rationale to learn: train one stage that answers at once ({one_stage}), or let a teacher write rationales "
+        "(`mmcot distill`) and give them as rationales=FILE"
+    )
+
+
+def no_picture(total: int) -> str:
+    """What is said where no training problem has a picture."""
+    return (
+        f"vision: no picture in any of the {total:,} training problems; give vision=null features=null to train on "
+        "text alone, or columns={image: KEY} if another key holds the images"
+    )
 
 
 def _check_images(run, processor, faults: Faults) -> None:
@@ -232,10 +254,7 @@ def _check_images(run, processor, faults: Faults) -> None:
             with faults.caught():
                 check_images(some)
     if shown is None:
-        faults.add(
-            f"vision: no picture in any of the {len(run.problems['train']):,} training problems; give vision=null "
-            "features=null to train on text alone, or columns={image: KEY} if another key holds the images"
-        )
+        faults.add(no_picture(len(run.problems["train"])))
     elif recipe.keep_images and run.features is None and not faults.errors:
         encoded = processor.encode_images([processor.load_images(shown)])
         if "pixel_mask" in encoded:

@@ -52,8 +52,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def _is_data(path: str | Path) -> bool:
     """Whether a path names problems rather than a recipe."""
-    file = Path(path)
-    return file.suffix.lower() in DATA_FILES or (file.is_dir() and str(path) not in recipe_files())
+    file, name = Path(path), str(path)
+    if file.suffix.lower() in DATA_FILES or name.startswith("embedded:"):
+        return True
+    is_recipe = name in recipe_files() or file.suffix.lower() in (".yaml", ".yml")
+    return not is_recipe and (file.is_dir() or (name.count("/") == 1 and not file.exists()))  # a Hub data set
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -73,8 +76,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
         target = values[first] = dict(values.get(first) or {})
         key = name
         first, dot, name = key.partition(".")
-    if dot and isinstance(target.get(first), dict):  # sizes of a fresh model or backbone
-        target[first] = dict(target[first])
+    if dot and (isinstance(target.get(first), dict) or first == "columns"):  # sizes of a fresh model or backbone
+        target[first] = dict(target.get(first) or {})
         target, key = target[first], name
     target[key] = value
 

@@ -1,0 +1,84 @@
+"""`mmcot check`: exit status 2 only for what can't work; and what `mmcot train` says before its first step."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from mmcot.training.cli import main
+
+COLOURS = ["red", "blue", "green", "grey"]
+
+
+def write(folder, count=24, **changes):
+    records = []
+    for i in range(count):
+        Image.new("RGB", (20, 20), (i * 9, 0, 0)).save(folder / f"{i}.png")
+        record = {"question": f"Which colour has box {i}?", "choices": COLOURS, "answer": i % 4, "image": f"{i}.png"}
+        records.append(
+            record | {"solution": "The picture shows it.", "split": ("train", "val", "test")[i % 3]} | changes
+        )
+    file = folder / "my.jsonl"
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return file
+
+
+def test_sound_data_pass_and_a_page_is_written(tmp_path, capsys):
+    page = tmp_path / "check.html"
+    assert main(["check", str(write(tmp_path)), "tokenizer=train", "--html", str(page)]) == 0
+    shown = capsys.readouterr().out
+    assert "train 8 · val 8 · test 8" in shown and "nothing stands in the way" in shown and str(page) in shown
+    assert "as the model will see it" in shown and "Which colour has box" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "overrides", "told"),
+    [
+        ({"solution": ""}, [], "no rationale to learn"),
+        ({"image": None}, [], "no picture in any of the 8 training problems"),
+        ({"answer": 9}, [], "bad records"),
+        ({"question": "Which? " * 90}, ["max_source_length=60"], "question and options alone take"),
+    ],
+)
+def test_what_cannot_work_is_exit_status_2(tmp_path, capsys, changes, overrides, told):
+    file = write(tmp_path, **changes)
+    assert main(["check", str(file), "tokenizer=train", *overrides]) == 2
+    assert told in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_same_data_pass_with_a_recipe_that_needs_less(tmp_path):
+    one_stage = ["rationale_format=null", "answer_format=QCM-A", "vision=null", "tokenizer=train"]
+    assert main(["check", str(write(tmp_path, solution="", image=None)), *one_stage]) == 0
+
+
+def test_a_tokenizer_that_is_not_to_be_had_leaves_lengths_out(tmp_path, capsys):
+    assert main(["check", str(write(tmp_path)), "tokenizer=./none"]) == 0
+    assert "lengths and samples are left out" in " ".join(capsys.readouterr().out.split())
+
+
+def test_columns_are_mapped_by_dotted_keys(tmp_path, capsys):
+    file = write(tmp_path, image=None)
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    for i, record in enumerate(records):
+        record["shot"] = f"{i}.png"
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert main(["check", str(file), "tokenizer=train"]) == 2
+    assert main(["check", str(file), "tokenizer=train", "columns.image=shot"]) == 0
+    assert "as columns says" in capsys.readouterr().out
+
+
+def test_train_says_before_the_first_step_what_is_worth_a_thought(tmp_path, caplog):
+    file = write(tmp_path, answer=0)
+    tiny = ["model={d_model: 16, d_kv: 8, d_ff: 16, num_layers: 1, num_heads: 2}", "tokenizer=train", "vision=null"]
+    tiny += [
+        "max_steps=1",
+        "eval_strategy=no",
+        "save_strategy=no",
+        "use_cpu=true",
+        "test_split=null",
+        "eval_split=null",
+    ]
+    with caplog.at_level("INFO", logger="mmcot"):
+        assert main(["train", str(file), *tiny, "stages=rationale", f"output_dir={tmp_path / 'run'}"]) == 0
+    told = " ".join(record.getMessage() for record in caplog.records)
+    assert "guessing would give 25.0 % of the train questions" in told and "questions are few" in told
