@@ -69,7 +69,7 @@ def score(run: Run, split: str) -> dict[str, Any]:
     from mmcot.training.evaluation.scoring import evaluate_predictions
 
     answers = run.predictions_file("answer", split)
-    problems = {problem["id"]: problem for problem in run.problems[split].remove_columns(["images"])}
+    problems = {problem["id"]: problem for problem in run.questions(split).remove_columns(["images"])}
     result = evaluate_predictions(
         problems,
         read_predictions(answers),

@@ -10,10 +10,10 @@ from typing import Any
 
 from mmcot.training.common import UserError
 from mmcot.training.evaluation.accuracy import COLUMNS
+from mmcot.training.hub.sections import baselines, data_size, example_section, needs, shown_problem, trained_on
 
-# Stand in a card until `mmcot.training.hub.push` knows the repository and the commit.
-REPOSITORY = "<repository>"
-REVISION = "<revision>"
+# Stands in a card until `mmcot.training.hub.push` knows the repository and the commit.
+REPOSITORY = '"path/to/this/folder"'
 
 NOT_MEASURED = "not measured"
 RATIONALE_SCORES = {
@@ -68,7 +68,7 @@ The same as a pipeline:
 ```python
 from transformers import pipeline
 
-answer = pipeline("multimodal-cot", model="{repo_id}", revision="{revision}", trust_remote_code=True)
+answer = pipeline("multimodal-cot", model={repository}, trust_remote_code=True)
 print(answer(problem))
 ```
 """
@@ -125,37 +125,54 @@ def model_card(results: Mapping[str, Any] | None, facts: Mapping[str, Any]) -> s
         facts: about the model. `config_facts` gives those of its configuration; the others are `name`; `dataset`
             ("scienceqa", "embedded" or `{"name", "id", "license", "limitation"}` of another); `split` that the results
             are of (default "test"); `base_model`; `num_parameters`; `hyperparameters` (a dict, or one for each stage);
-            `repo_id` and `revision`, for which `mmcot push` fills in its own where they are missing.
+            `repo_id` and `revision`, for which `mmcot push` fills in its own where they are missing; and what
+            `sections.py` writes of: `example`, `guessing`, `blank`, `sizes`, `machine`, `requirements`.
 
     Raises:
         UserError: the data and so the licence, the protocol of the results, or the kind of model is not known.
     """
     from huggingface_hub import ModelCard
 
-    facts = {"name": "Multimodal-CoT", "stage": None, "repo_id": REPOSITORY, "revision": REVISION, **facts}
+    facts = {"name": "Multimodal-CoT", "stage": None, **facts}
     dataset = _dataset(facts.get("dataset"))
     templates = {"mmcot_two_stage": "two_stage.md", "mmcot": "one_stage.md"}
     if facts.get("model_type") not in templates:
         raise UserError(f"a card needs `model_type`, one of {', '.join(templates)}, not {facts.get('model_type')!r}")
     if results is not None and results.get("protocol") not in PROTOCOLS:
         raise UserError(f"results name their protocol, one of {', '.join(PROTOCOLS)}, not {results.get('protocol')!r}")
-    names = {"repo_id": facts["repo_id"], "revision": facts["revision"]}
+    repository = loading_arguments(facts.get("repo_id"), facts.get("revision"))
     card = ModelCard.from_template(
         _metadata(results, facts, dataset),
         template_path=str(resources.files("mmcot.model_cards") / templates[facts["model_type"]]),
-        **names,
+        repository=repository,
+        needs=needs(facts.get("requirements")),
+        problem=shown_problem(facts.get("example")),
+        example=example_section(facts.get("example")),
         name=facts["name"],
         purpose=PURPOSES[facts["stage"]],
         call=CALLS[facts["stage"]],
-        pipeline=PIPELINE.format(**names) if facts["stage"] is None else "",
+        pipeline=PIPELINE.format(repository=repository) if facts["stage"] is None else "",
         network=_network_table(facts),
-        results=_results_section(results, dataset, facts.get("split", "test")),
+        results=_results_section(results, dataset, facts),
         training=_training_section(dataset, facts),
         data_limitation=dataset["limitation"],
-        licence=f"Weights: {dataset['license']}, that of the data ({dataset['name']}). Code: apache-2.0.",
+        licence=_licence(dataset),
         citation=CITATION + (CITATION_SCIENCEQA if dataset.get("kind") == "scienceqa" else ""),
     )
     return str(card)
+
+
+def loading_arguments(repo_id: str | None, revision: str | None) -> str:
+    """How a card's code names its repository: with the commit, where both are known."""
+    if repo_id is None:
+        return REPOSITORY
+    return f'"{repo_id}"' + (f', revision="{revision}"' if revision else "")
+
+
+def _licence(dataset: Mapping[str, str | None]) -> str:
+    if dataset["license"] == "other":
+        return f"Weights: not stated; ask those who own the data ({dataset['name']}). Code: apache-2.0."
+    return f"Weights: {dataset['license']}, that of the data ({dataset['name']}). Code: apache-2.0."
 
 
 def _dataset(dataset: str | Mapping[str, str | None] | None) -> Mapping[str, str | None]:
@@ -198,7 +215,7 @@ def _starting_point(base) -> str:
     return telling[-1] if telling else "own weights"
 
 
-def _results_section(results: Mapping[str, Any] | None, dataset: Mapping, split: str) -> str:
+def _results_section(results: Mapping[str, Any] | None, dataset: Mapping, facts: Mapping[str, Any]) -> str:
     if results is None:
         return f"Accuracy and quality of the rationales: {NOT_MEASURED}."
     columns = [column for column in COLUMNS if column in results["accuracy"]]
@@ -212,8 +229,9 @@ def _results_section(results: Mapping[str, Any] | None, dataset: Mapping, split:
     named = [(RATIONALE_SCORES[key], f"{scores[key]:.2f}") for key in RATIONALE_SCORES if key in scores]
     unparsable = results.get("unparsable")
     parts = [
-        f"Data: {dataset['name']}, split `{split}`. {PROTOCOLS[results['protocol']]}",
+        f"Data: {dataset['name']}, split `{facts.get('split', 'test')}`. {PROTOCOLS[results['protocol']]}",
         _table(rows, ("", *columns)),
+        *baselines(results, facts.get("guessing"), facts.get("blank")),
         _table(named, ("Rationale against the reference", "%"))
         if named
         else f"Quality of the rationales: {NOT_MEASURED}.",
@@ -233,6 +251,7 @@ def _training_section(dataset: Mapping, facts: Mapping[str, Any]) -> str:
     if facts["model_type"] == "mmcot_two_stage":
         how = "share one set of weights" if facts.get("share_stages") else "were trained apart"
         text += f" The stages {how}; the answer stage learned from the data's own rationales."
+    text += "".join(f" {sentence}" for sentence in (*data_size(facts.get("sizes")), *trained_on(facts.get("machine"))))
     hyperparameters = facts.get("hyperparameters")
     if not hyperparameters:
         return f"{text}\n\nHyper-parameters: not recorded."
@@ -282,6 +301,8 @@ def _metadata(results: Mapping[str, Any] | None, facts: Mapping[str, Any], datas
         model_name=facts["name"],
         eval_results=evaluations or None,
     )
+    if data.base_model is not None:
+        data.base_model_relation = "finetune"
     if not evaluations:
         data.model_name = None  # only `model-index` uses it
     return data

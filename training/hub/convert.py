@@ -37,6 +37,7 @@ def convert(
     """
     from mmcot import MMCoTModel, MMCoTProcessor
     from mmcot.training.hub.cards import config_facts, model_card
+    from mmcot.training.hub.extras import requirements_of, write_extras
     from mmcot.training.stages.build import image_processor_of
 
     one_stage = answer is None and stage == "one-stage"
@@ -70,8 +71,10 @@ def convert(
         "dataset": "scienceqa",
         "num_parameters": model.num_parameters(),
     }
+    requirements = requirements_of(model.config.to_dict())
     model.processor = processor
-    model.save_pretrained(output, model_card=model_card(None, facts))
+    model.save_pretrained(output, model_card=model_card(None, {**facts, "requirements": requirements}))
+    write_extras(Path(output), requirements, {}, None, {})
     return model
 
 

@@ -11,7 +11,8 @@ import re
 from pathlib import Path
 
 from mmcot.training.common import MissingFileError, UserError
-from mmcot.training.hub.cards import REPOSITORY, REVISION
+from mmcot.training.hub.cards import REPOSITORY, loading_arguments
+from mmcot.training.hub.extras import EVAL_RESULTS, PREDICTIONS, RESULTS
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
@@ -22,7 +23,9 @@ OPTIONAL_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
-    "results.json",
+    "requirements.txt",
+    PREDICTIONS,
+    RESULTS,
     "LICENSE",
     "NOTICE",
 )
@@ -74,7 +77,7 @@ def push(
         if revision is not None and revision != "main":
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         where = {"repo_id": repo_id, "revision": revision, "commit_message": message}
-        pinned = REPOSITORY in card or REVISION in card
+        pinned = REPOSITORY in card
         # the commit that a card pins has to be there before the card is
         commit = api.upload_folder(
             folder_path=folder,
@@ -82,7 +85,7 @@ def push(
             **where,
         )
         if pinned:
-            card = card.replace(REPOSITORY, repo_id).replace(REVISION, commit.oid)
+            card = card.replace(REPOSITORY, loading_arguments(repo_id, commit.oid))
             commit = api.upload_file(path_or_fileobj=card.encode(), path_in_repo="README.md", **where)
     except refusals as error:
         raise UserError(f"{repo_id}: not uploaded to {api.endpoint}: {_cause(error)}") from error
@@ -126,7 +129,26 @@ def check_repository(folder: str | Path) -> list[str]:
     except ValueError as error:
         raise UserError(f"{folder} is not a complete repository: {error}") from error
     files += [name for name in OPTIONAL_FILES if (folder / name).is_file()]
+    files += [path.relative_to(folder).as_posix() for path in folder.glob(f"{EVAL_RESULTS}/*.yaml")]
     return sorted(dict.fromkeys(files))
+
+
+def listing(folder: str | Path, repo_id: str) -> str:
+    """What `push` would upload, with sizes, as text; the folder is checked as `push` does, nothing is sent.
+
+    Raises:
+        as `check_repository`.
+    """
+    from mmcot.training.hub.downloads import human_size
+
+    folder = Path(folder)
+    sizes = {name: (folder / name).stat().st_size for name in check_repository(folder)}
+    width = max(map(len, sizes))
+    lines = [f"  {name:<{width}}  {human_size(size):>9}" for name, size in sizes.items()]
+    others = sum(path.is_file() for path in folder.rglob("*")) - len(sizes)
+    left = f"\n{others} other files of {folder} would stay here." if others else ""
+    total = human_size(sum(sizes.values()))
+    return "\n".join([f"{folder} is complete. To {repo_id} would go {len(sizes)} files, {total}:", *lines]) + left
 
 
 def _json(folder: Path, name: str) -> dict:

@@ -2,12 +2,17 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 from mmcot.training.hub.cards import DATASETS, config_facts, model_card
+from mmcot.training.hub.extras import choose_example, guessing, requirements_of, write_extras, write_picture
 from mmcot.training.stages.recipe import Recipe
 
 # hyper-parameters that a card tells, beside those that a recipe sets itself
 TOLD = ("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps")
+
+# what a recipe says of the screen and the machine
+UNTOLD = {"report_to", "run_name", "project", "disable_tqdm", "use_cpu", "per_device_eval_batch_size", "logging_steps"}
 
 
 def write_repository(run, rationale, answer, results: dict[str, dict], folder: Path | None = None) -> Path:
@@ -34,11 +39,40 @@ def write_repository(run, rationale, answer, results: dict[str, dict], folder: P
             config.name_or_path = ""  # where a stage lay on this machine is nobody's business
     split = "test" if "test" in results else "val"
     dataset = dataset_of(recipe, run.problems)
+    requirements = requirements_of(model.config.to_dict())
     facts = {**config_facts(model.config.to_dict()), **run_facts(recipe, model), "dataset": dataset, "split": split}
+    facts |= {"requirements": requirements, **measured_facts(run, results, split)}
+    folder.mkdir(parents=True, exist_ok=True)
+    example = facts["example"]
+    if example is not None:
+        example["image"] = write_picture(example.pop("problem"), folder)
     card = model_card(results.get(split), facts)
     model.save_pretrained(folder, processor=run.processor, model_card=card)
+    write_extras(folder, requirements, results, run.predictions_file("answer", "test"), dataset)
     _ordinary_modes(folder)
     return folder
+
+
+def measured_facts(run, results: dict[str, dict], split: str) -> dict:
+    """What a card tells of the run's data, machine and answers: `example`, `guessing`, `blank`, `sizes`, `machine`."""
+    from mmcot.training.evaluation.reading import read_predictions
+    from mmcot.training.stages.manifest import read_manifest
+    from mmcot.training.stages.progress import shown_time
+    from mmcot.training.stages.run import BLANK
+
+    facts: dict[str, Any] = {"example": None, "blank": results.get(BLANK)}
+    facts["sizes"] = {name: (len(some), sum(some["has_image"])) for name, some in run.problems.items()}
+    if split in run.problems:
+        facts["guessing"] = guessing(run.problems[split])
+        answers = run.predictions_file("answer", split)
+        if run.recipe.card_example and answers.is_file():
+            facts["example"] = choose_example(run.problems[split], read_predictions(answers))
+    found = [read_manifest(run.folder / stage) for stage in run.stages]
+    trained = [manifest for manifest in found if manifest is not None and "machine" in manifest]
+    if trained:
+        seconds = sum(manifest["seconds"] for manifest in trained)
+        facts["machine"] = {**trained[-1]["machine"], "time": shown_time(seconds)}
+    return facts
 
 
 def _with_vision(model, recipe: Recipe):
@@ -60,7 +94,7 @@ def _ordinary_modes(folder: Path) -> None:
     """Gives every file the mode that a new file has here: some libraries write for the owner alone."""
     mask = os.umask(0)
     os.umask(mask)
-    for path in folder.iterdir():
+    for path in folder.rglob("*"):
         if path.is_file():
             path.chmod(0o666 & ~mask)
 
@@ -71,7 +105,7 @@ def run_facts(recipe: Recipe, model) -> dict:
 
     def hyperparameters(stage: str) -> dict:
         values = {**TRAINING_DEFAULTS, **recipe.for_stage(stage).training}
-        names = [name for name in values if name in TOLD or name in recipe.training]
+        names = [name for name in values if name in TOLD or (name in recipe.training and name not in UNTOLD)]
         # a path of this machine tells nobody anything
         return {name: values[name] for name in names if not (isinstance(values[name], str) and "/" in values[name])}
 
@@ -92,7 +126,7 @@ def dataset_of(recipe: Recipe, problems) -> dict:
     from mmcot.training.data.description import describe_source
 
     splits = {split: some.remove_columns(["images"]) for split, some in problems.items()}
-    found = describe_source(recipe.data, splits, license=recipe.data_license)
+    found = describe_source(recipe.data, splits, license=recipe.data_license, name=recipe.data_name)
     known = DATASETS.get(found["kind"], {})
     limitation = f"Trained on {found['name']}; other questions are outside of what was tested."
     return {

@@ -93,9 +93,28 @@ def train_stage(
     if args.should_save:
         history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
         facts = {"steps": result.global_step, "seconds": result.metrics["train_runtime"], "history": history}
+        facts["machine"] = machine_facts(args)
         mark_step(folder, identity, finished=True, processes=args.world_size, **facts)
     trainer.accelerator.wait_for_everyone()
     return trained
+
+
+def machine_facts(args) -> dict[str, Any]:
+    """On what a stage was trained, for its model card: device, processes and versions."""
+    import platform
+
+    import torch
+    import transformers
+
+    from mmcot import __version__
+
+    if args.device.type == "cuda":
+        device = torch.cuda.get_device_name(args.device)
+    else:
+        device = f"{args.device.type.upper()} ({platform.machine()}, {torch.get_num_threads()} threads)"
+    versions = {"mmcot": __version__, "transformers": transformers.__version__, "torch": str(torch.__version__)}
+    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
+    return {"device": device, "processes": args.world_size, "precision": precision, "versions": versions}
 
 
 def _where_to_go_on(folder: Path, args) -> Path | None:

@@ -43,6 +43,8 @@ class Recipe:
         allow_urls: read images from http(s) addresses that the data names.
         allow_outside: read images from outside of the data's folder.
         data_license: licence of own data, and so of the weights, for the model card; known for ScienceQA.
+        data_name: name of own data, for the model card; by default that of its file or folder.
+        card_example: show a test question with its picture in the model card.
         rationales: file of a teacher's rationales (`mmcot distill`), to train on in place of the data's own.
         train_split: name of the split to train on.
         eval_split: name of the split to evaluate on while training; may be null.
@@ -77,6 +79,7 @@ class Recipe:
         position_bias_lr: learning rate of the relative position biases, as a multiple; for networks from scratch.
         protocol: how test rationales come about: "generated", or the original v1's "teacher_forced".
         answer_mode: "score" the choices' letters, or "generate" and parse the answer as the paper does.
+        blank_probe: at the end also ask the test questions with a picture without it, for what the pictures are worth.
         max_new_tokens: limit of a generated rationale.
         num_beams: of the rationale's beam search; 1 is greedy.
         training: all other keys: `Seq2SeqTrainingArguments`.
@@ -89,6 +92,8 @@ class Recipe:
     allow_urls: bool = False
     allow_outside: bool = False
     data_license: str | None = None
+    data_name: str | None = None
+    card_example: bool = True
     rationales: str | None = None
     train_split: str = "train"
     eval_split: str | None = "val"
@@ -119,6 +124,7 @@ class Recipe:
     position_bias_lr: float = 1.0
     protocol: str = "generated"
     answer_mode: str = "score"
+    blank_probe: bool = True
     max_new_tokens: int = 512
     num_beams: int = 1
     training: dict[str, Any] = field(default_factory=dict)

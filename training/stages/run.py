@@ -19,6 +19,8 @@ from mmcot.training.stages.recipe import Recipe
 
 logger = logging.get_logger("mmcot")
 
+BLANK = "test_blank"  # the test questions with a picture, asked without it
+
 
 class Run:
     """A recipe at work; every process of a launch has one.
@@ -61,8 +63,22 @@ class Run:
 
     @property
     def splits(self) -> list[str]:
-        """The splits that are predicted."""
-        return [split for split in ("val", "test") if split in self.problems]
+        """The splits that are predicted; `test_blank` are the test questions with a picture, asked without it."""
+        found = [split for split in ("val", "test") if split in self.problems]
+        return found if self.blank_problems is None else [*found, BLANK]
+
+    @cached_property
+    def blank_problems(self):
+        """The questions of `test_blank`; None where there are none, or the recipe doesn't want to know."""
+        sees = self.recipe.vision is not None or self.recipe.features is not None
+        if not (self.recipe.blank_probe and sees and "test" in self.problems):
+            return None
+        shown = [number for number, has in enumerate(self.problems["test"]["has_image"]) if has]
+        return self.problems["test"].select(shown) if shown else None
+
+    def questions(self, split: str):
+        """The problems of a split that is predicted."""
+        return self.blank_problems if split == BLANK else self.problems[split]
 
     @property
     def stages(self) -> list[str]:
@@ -121,7 +137,7 @@ class Run:
 
         if split not in self._fingerprints:
             reads = self.recipe.vision is not None or self.recipe.features is not None
-            self._fingerprints[split] = CONTENT + content_fingerprint(self.problems[split], images=reads)
+            self._fingerprints[split] = CONTENT + content_fingerprint(self.questions(split), images=reads)
         return self._fingerprints[split]
 
     @cached_property
@@ -144,7 +160,7 @@ class Run:
         from mmcot.training.stages.samples import stage_dataset
 
         return stage_dataset(
-            self.problems[split],
+            self.questions(split),
             self.processor,
             stage,
             rationales=self.recipe.gold_rationales if rationales is None else rationales,
@@ -286,7 +302,7 @@ class Run:
         self.state.wait_for_everyone()
         recipe = self.recipe.for_stage(stage)
         args = training_arguments(recipe, self.folder / stage, has_eval=False)
-        problems, written, protocol, rationales = self.problems[split], None, None, None
+        problems, written, protocol, rationales = self.questions(split), None, None, None
         if stage == "answer" and not recipe.one_stage:
             source = self.predictions_file("rationale", split)
             written, protocol = read_predictions(source), read_header(source)["protocol"]
@@ -306,7 +322,8 @@ class Run:
             answer_mode=recipe.answer_mode,
             bf16=args.bf16,
             source=recipe.data,
-            split=split,
+            split="test" if split == BLANK else split,
+            blank_images=split == BLANK,
             max_new_tokens=recipe.max_new_tokens,
             num_beams=recipe.num_beams,
         )

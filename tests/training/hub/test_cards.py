@@ -5,7 +5,7 @@ import re
 import pytest
 from huggingface_hub import ModelCard
 
-from mmcot.training.hub.cards import NOT_MEASURED, REPOSITORY, REVISION, config_facts, model_card
+from mmcot.training.hub.cards import NOT_MEASURED, REPOSITORY, config_facts, model_card
 
 RESULTS = {
     "accuracy": {"NAT": 71.234567, "IMG": 68.0, "Avg": 73.4567},
@@ -56,6 +56,7 @@ def test_metadata(tmp_path):
     assert (data.license, data.library_name, data.language) == ("cc-by-nc-sa-4.0", "transformers", "en")
     assert data.datasets == ["derek-thomas/ScienceQA"] and data.pipeline_tag == "image-text-to-text"
     assert data.base_model == "declare-lab/flan-alpaca-base" and "multimodal-cot" in data.tags
+    assert data.base_model_relation == "finetune"
     average = next(result for result in data.eval_results if "Avg" in result.metric_name)
     assert (average.metric_value, average.dataset_type, average.dataset_split) == (73.46, data.datasets[0], "test")
     assert average.metric_args == {"protocol": "generated", "n": 3579, "ci95": [69.33, 77.44]}
@@ -82,15 +83,41 @@ def test_data_and_its_licence_are_demanded():
 
 def test_usage_is_pinned_and_runs_as_python():
     card = model_card(None, {**TWO_STAGE, "repo_id": "me/model", "revision": "0123abc"})
-    assert 'revision="0123abc", trust_remote_code=True' in card and REPOSITORY not in card and REVISION not in card
+    assert '"me/model", revision="0123abc", trust_remote_code=True' in card and REPOSITORY not in card
     unpinned = model_card(None, ONE_STAGE)
-    assert REPOSITORY in unpinned and REVISION in unpinned
+    assert REPOSITORY in unpinned and "<" not in unpinned
     for stage in (None, "rationale", "answer"):
         for text in (card, model_card(None, {**ONE_STAGE, "stage": stage})):
             blocks = re.findall(r"```python\n(.*?)```", text, re.S)
             compile("\n".join(blocks), "card", "exec")
-            assert blocks and text.count("_pretrained(") + text.count("= pipeline(") == text.count("revision=")
+            loads = text.count("_pretrained(") + text.count("= pipeline(")
+            assert blocks and loads == max(text.count("revision="), text.count(REPOSITORY))
     assert 'pipeline("multimodal-cot"' not in model_card(None, {**ONE_STAGE, "stage": "rationale"})
+
+
+def test_example_baselines_and_machine_are_told():
+    example = {"question": "Which <b> colour?", "choices": ["red", "blue"], "context": "", "image": "example.png"}
+    example |= {"answer": 1, "said": 1, "rationale": "It is\nblue."}
+    machine = {
+        "device": "a GPU",
+        "processes": 2,
+        "precision": "bf16",
+        "time": "3 h 4 min",
+        "versions": {"torch": "9.8"},
+    }
+    facts = {**TWO_STAGE, "example": example, "guessing": {"Avg": 41.25, "IMG": 37.75}, "machine": machine}
+    facts |= {"blank": {"accuracy": {"IMG": 44.5}}, "sizes": {"train": (1200, 34)}, "requirements": ["torch>=7.6"]}
+    card = model_card(RESULTS, facts)
+    assert "![the picture of the question](example.png)" in card and "Which &lt;b> colour?" in card
+    assert "> *Rationale:* It is blue." in card and "> *Answer:* (B) blue — right" in card
+    assert "guessing 37.75 %, this model 68.00 %, the same model with its pictures blanked 44.50 %" in card
+    assert "On all questions: guessing 41.25 %, this model 73.46 %." in card
+    assert "`train` 1,200 (34 with a picture)" in card
+    assert "Trained in 3 h 4 min with 2 processes on a GPU, bf16 (torch 9.8)." in card
+    assert "Needs torch>=7.6 (`pip install -r requirements.txt`)" in card
+    assert '"question": "Which <b> colour?"' in card.split("```python")[1]
+    wrong = model_card(RESULTS, {**facts, "example": {**example, "said": None}})
+    assert "> *Answer:* none — right would be (B)" in wrong
 
 
 def test_folder_that_training_started_from_is_not_given_away(tmp_path):

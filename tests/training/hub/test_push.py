@@ -31,6 +31,24 @@ PROCESSOR = {"auto_map": {"AutoProcessor": "processing_mmcot.MMCoTProcessor"}}
 RESULTS = {"accuracy": {"Avg": 50.0}, "n": {"Avg": 8}, "ci95": {"Avg": [21.5, 78.5]}, "protocol": "generated"}
 
 
+def test_dry_run_lists_what_would_go_and_sends_nothing(hub, folder, capsys):
+    from mmcot.training.cli import main
+
+    (folder / ".eval_results").mkdir()
+    (folder / ".eval_results/scienceqa.yaml").write_text("- value: 1\n")
+    assert main(["push", str(folder), "tester/tiny", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    listed = {line.split()[0] for line in out.splitlines() if line.startswith("  ")}
+    assert {"README.md", "report.png", "model.safetensors", ".eval_results/scienceqa.yaml", *CODE} <= listed
+    assert "optimizer.pt" not in out and "5 other files" in out and "To tester/tiny would go" in out
+    assert not HfApi().repo_exists("tester/tiny")
+    push(folder, "tester/tiny")
+    assert set(hub.files("tester/tiny")) - {".gitattributes"} == listed
+    (folder / "tokenizer.json").unlink()
+    assert main(["push", str(folder), "tester/tiny", "--dry-run"]) == 2
+    assert "tokenizer.json" in capsys.readouterr().err
+
+
 @pytest.fixture
 def folder(tmp_path):
     """A complete repository of a tiny model, and things beside it that training leaves."""
@@ -75,13 +93,13 @@ def test_what_belongs_to_the_repository_is_uploaded_and_nothing_else(hub, folder
 def test_card_names_the_repository_and_a_commit_that_has_the_files(hub, folder):
     push(folder, "tester/tiny")
     text = hub.files("tester/tiny")["README.md"].decode()
-    assert "<repository>" not in text and "<revision>" not in text and '"tester/tiny"' in text
+    assert "path/to/this/folder" not in text and '"tester/tiny", revision="' in text
     pinned = text.split('revision="')[1].split('"')[0]
     at_pinned = set(hub.files("tester/tiny", revision=pinned))
     assert at_pinned >= {"config.json", "model.safetensors", *CODE} and "README.md" not in at_pinned
     card = ModelCard.load("tester/tiny")
     assert card.data.license == "apache-2.0" and card.data.eval_results[0].metric_value == 50.0
-    assert "<revision>" in (folder / "README.md").read_text()  # the folder stays as it was
+    assert "path/to/this/folder" in (folder / "README.md").read_text()  # the folder stays as it was
 
 
 def test_pushing_again_sends_what_is_new(hub, folder):

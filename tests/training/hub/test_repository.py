@@ -3,8 +3,10 @@
 import json
 import re
 import stat
+from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
@@ -100,9 +102,39 @@ def test_card_shows_the_test_splits_figures(own_data):
     assert written == [(changed, "test")]
 
 
+def test_repository_has_example_predictions_and_needs(own_data):
+    _, run, results = own_data
+    hub = run / "hub"
+    card = (hub / "README.md").read_text()
+    assert "![the picture of the question](example.png)" in card and Image.open(hub / "example.png").size == (64, 64)
+    blanked = f"pictures blanked {results['test_blank']['accuracy']['IMG']:.2f} %"
+    assert results["test_blank"]["images"] == "blank" and results["test_blank"]["n"]["IMG"] == 8 and blanked in card
+    assert "On questions with a picture: guessing 50.00 %" in card and "`test` 8 (8 with a picture)" in card
+    assert re.search(r"Trained in \d+ s with CPU .* transformers \d", card)
+    needed = (hub / "requirements.txt").read_text().split()
+    assert any(line.startswith("transformers>=5") for line in needed) and not any("timm" in line for line in needed)
+    assert json.loads((hub / "results.json").read_text())["test"]["accuracy"] == results["test"]["accuracy"]
+    written = [json.loads(line) for line in (hub / "predictions_test.jsonl").read_text().splitlines()]
+    assert written[0]["header"]["source"] == "quiz" and len(written) == 9 and "rationale" in written[1]
+    assert {"example.png", "requirements.txt", "predictions_test.jsonl", "results.json"} <= set(check_repository(hub))
+    assert not (hub / ".eval_results").exists()  # the data set isn't one of the Hub
+
+
+def test_figures_on_a_hub_data_set_are_written_for_its_leaderboard(tmp_path):
+    from huggingface_hub import parse_eval_result_entries
+
+    from mmcot.training.hub.extras import write_extras
+
+    scores = {"accuracy": {"Avg": 85.3124}, "n": {"Avg": 4241}, "protocol": "generated"}
+    write_extras(tmp_path, [], {"test": scores}, None, {"id": "derek-thomas/ScienceQA"})
+    [entry] = parse_eval_result_entries(yaml.safe_load((tmp_path / ".eval_results/scienceqa.yaml").read_text()))
+    assert (entry.dataset_id, entry.value) == ("derek-thomas/ScienceQA", 85.31)
+    assert entry.notes == "split test, n = 4241, protocol: generated"
+
+
 def test_nothing_of_this_machine_is_published(own_data):
     folder, run, _ = own_data
-    for path in (run / "hub").iterdir():
+    for path in filter(Path.is_file, (run / "hub").rglob("*")):
         assert stat.S_IMODE(path.stat().st_mode) == 0o644, path
         content = path.read_bytes()
         assert str(folder.parent).encode() not in content, path
