@@ -198,9 +198,8 @@ def format_study(result: Mapping[str, Any]) -> str:
                 lines.append(f"  {label:<14}{found['count']:>4}  {_rate(found['share'], found['ci95'])}")
     if "indicator_against_labels" in result:
         found = result["indicator_against_labels"]
-        lines.append(
-            f"indicator against the labels: {_percent(found['precision'])} precision, {_percent(found['recall'])} recall"
-        )
+        precision, recall = _percent(found["precision"]), _percent(found["recall"])
+        lines.append(f"indicator against the labels: precision {precision}, recall {recall}")
     if "agreement" in result:
         found = result["agreement"]
         kappa = "not defined" if found["kappa"] is None else f"{found['kappa']:.3f}"
