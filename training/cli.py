@@ -23,7 +23,10 @@ COMMANDS = {
     "reproduce": ("reproduce", "repeat a published result and compare"),
     "paper": ("paper", "repeat the paper's tables on any data"),
     "benchmark": ("benchmark", "time training and inference against the original's way"),
-    "report": ("report", "draw predictions with their pictures, rationales and attention"),
+    "report": (
+        "report",
+        "write a page about runs: tables, curves, calibration, right and wrong answers with attention",
+    ),
     "app": ("app", "ask a model in the browser (needs the [demo] extra)"),
     "push": ("push", "publish a repository on the Hub"),
 }

@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -21,7 +22,8 @@ h1 { font-size: 1.6rem; line-height: 1.25; } h2 { font-size: 1.2rem; margin-top:
 h1, h2, h3 { break-after: avoid; } h3 { font-size: 1rem; margin: 1.2rem 0 .3rem; }
 p.note, figcaption, small { color: var(--soft); font-size: .88rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .88rem; }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--rule); text-align: left; vertical-align: top; }
+td:first-child { min-width: 6.5rem; }
+th, td { padding: .25rem .45rem; border-bottom: 1px solid var(--rule); text-align: left; vertical-align: top; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .card { border: 1px solid var(--rule); border-radius: 6px; padding: .8rem 1rem; margin: .8rem 0;
   break-inside: avoid; }
@@ -53,6 +55,11 @@ def page(title: str, body: str) -> str:
 def escape(value: Any) -> str:
     """A value as text of a page."""
     return html.escape(str(value).encode("utf-8", "backslashreplace").decode())
+
+
+def paragraph(text: str) -> str:
+    """A `<p>` of plain text; `code` between backticks."""
+    return "<p>" + re.sub("`([^`]+)`", r"<code>\1</code>", escape(text)) + "</p>"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]], text_columns: int = 1) -> str:

@@ -1,34 +1,93 @@
-"""Draw a model's answers: picture, where it looked, question, rationale, answer.
+"""Write a report of runs: one page that holds everything, and the same in Markdown.
 
-mmcot report runs/base/hub data/scienceqa --split test --limit 6 --output report.png
+  mmcot report runs/base                                    report.html and report.md
+  mmcot report runs/base runs/text --output compare.html    paired test, and what they differ on
+  mmcot report runs/base --probe blank=blank.jsonl          how much it looks (file of `mmcot predict --blank-images`)
+  mmcot report ours=predictions.jsonl --problems data/scienceqa --split test
+  mmcot report runs/base/hub data/scienceqa --split test --output answers.png    only a picture of some answers
+
+The page holds everything in one file: accuracy with intervals and protocol, by skill, grade and context; learning
+curves; rationales; whether the scores mean what they say; letters; right and wrong answers with the model's attention.
+A RUN is a folder that `mmcot train` left (its output_dir), or a predictions file; NAME=RUN names it. All runs answer
+the same questions; the others are tested against the first. Every number comes from the predictions files. An --output
+that ends in .png or .jpg draws the answers that a repository gives to questions of a source, with its attention.
 """
 
-from mmcot.training.commands.source import SOURCE, add_source_arguments, problems_of
+import argparse
+from pathlib import Path
+
+from mmcot.training.commands.source import add_source_arguments, problems_of, source_options
 from mmcot.training.common import UserError
 
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
-def add_arguments(parser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="repository: folder or Hub id")
-    parser.add_argument("problems", metavar="SOURCE", help=SOURCE)
-    parser.add_argument("--split", default=None)
-    parser.add_argument("--output", default="report.png", metavar="FILE")
-    parser.add_argument("--limit", type=int, default=6, metavar="N", help="draw the first N problems with a picture")
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="output_dir of a training, or a predictions file")
+    parser.add_argument("--output", default="report.html", metavar="FILE", help="page, .md alone, or picture")
+    parser.add_argument("--problems", metavar="SOURCE", help="the questions (default: what the predictions file says)")
+    parser.add_argument("--split", default=None, help="split that was predicted (default: what the file says)")
+    parser.add_argument(
+        "--probe",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="predictions of the first run's model with other pictures, as blank=FILE or shuffled=FILE",
+    )
+    parser.add_argument("--protocol", choices=("generated", "teacher_forced"), help="of files that don't say it")
+    parser.add_argument(
+        "--model", metavar="MODEL", help="repository whose attention is shown (default: the first run's; none: no)"
+    )
+    parser.add_argument("--limit", type=int, default=6, metavar="N", help="right and wrong answers in the gallery")
+    parser.add_argument("--json", metavar="OUT", help="write all figures here")
     parser.add_argument("--device", default=None)
     add_source_arguments(parser)
 
 
-def run(args) -> int:
+def run(args: argparse.Namespace) -> int:
+    if Path(args.output).suffix.lower() in PICTURES:
+        return _picture(args)
+    from mmcot.training.report.build import write_report
+
+    probes = {}
+    for given in args.probe:
+        name, equals, file = given.partition("=")
+        if not (name and equals and file):
+            raise UserError(f"--probe {given}: give a name and a file, as --probe blank=predictions-blank.jsonl")
+        probes[name] = file
+    written = write_report(
+        args.runs,
+        args.output,
+        source=args.problems,
+        split=args.split,
+        probes=probes,
+        protocol=args.protocol,
+        model=args.model,
+        examples=max(0, args.limit),
+        device=args.device,
+        source_options=source_options(args),
+        json=args.json,
+    )
+    print("written: " + ", ".join(map(str, written)))
+    return 0
+
+
+def _picture(args: argparse.Namespace) -> int:
+    """Answers of a repository to the first questions with a picture, drawn."""
     from mmcot.training.inference.predict import load_pipeline
     from mmcot.training.report.drawing import draw_report, has_patch_grid
 
+    if len(args.runs) != 2:
+        raise UserError(f"--output {args.output}: a picture is drawn of a repository and a source: MODEL SOURCE")
+    model, args.problems = args.runs
     limit, args.limit = args.limit, None  # of problems with a picture
     problems = problems_of(args, args.split)
     chosen = [i for i, images in enumerate(problems["images"]) if images][:limit]
     if not chosen:
         raise UserError(f"{args.problems}: no problem has a picture")
     problems = [dict(problems[i]) for i in chosen]
-    pipeline = load_pipeline(args.model, args.device)
+    pipeline = load_pipeline(model, args.device)
     results = pipeline(problems, return_attention=True)
-    draw_report(problems, results, args.output, title=str(args.model), patch_grid=has_patch_grid(pipeline.model))
+    draw_report(problems, results, args.output, title=str(model), patch_grid=has_patch_grid(pipeline.model))
     print(f"{len(problems)} answers drawn in {args.output}")
     return 0

@@ -100,6 +100,14 @@ def _score_rationales(problems, predictions, rationale_format, similarity_model)
     return {name: 100 * score for name, score in scores.items()}, sum(bool(text.strip()) for text in references)
 
 
+def rationale_pair(problem: Mapping, prediction: Any, rationale_format: str | None) -> tuple[str, str] | None:
+    """(written, reference) of one question, as they are scored; None where either is missing."""
+    written, reference = _written(prediction), _reference(problem, rationale_format)
+    if written is None or reference is None or _is_bare(reference):
+        return None
+    return _like_reference(written, reference), reference
+
+
 def _written(prediction: Any) -> str | None:
     """The rationale as the network wrote it; the readable one where that isn't kept."""
     if not isinstance(prediction, Mapping):

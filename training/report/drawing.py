@@ -79,7 +79,7 @@ def _row(problem: dict, result: dict, images: list, patch_grid: bool):
         attention = (result.get("attention") or {}).get("rationale")
         grid = attention_grid(attention) if patch_grid and attention is not None else None
         if grid is not None:
-            panels.append((_overlay(picture, grid), "where the rationale stage looks"))
+            panels.append((overlay(picture, grid), "where the rationale stage looks"))
     text_left = MARGIN + (len(panels) * (PICTURE + MARGIN))
     lines = _lines(problem, result, WIDTH - text_left - MARGIN)
     height = max(PICTURE + 2 * MARGIN + LINE, MARGIN * 2 + LINE * len(lines))
@@ -141,7 +141,7 @@ def _fit(image):
     return panel
 
 
-def _overlay(picture, grid):
+def overlay(picture, grid):
     """The picture darkened where little attention lies."""
     import numpy as np
     from PIL import Image
