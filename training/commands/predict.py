@@ -22,6 +22,12 @@ def add_arguments(parser) -> None:
     parser.add_argument("--num-beams", type=int, default=None)
     parser.add_argument("--max-new-tokens", type=int, default=None, help="limit of a rationale")
     parser.add_argument("--device", default=None, help="default: the first accelerator, else the CPU")
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "int8"),
+        default="auto",
+        help="auto: bfloat16 where processor or GPU multiply it themselves, else float32; int8: on CPUs",
+    )
     parser.add_argument("--limit", type=int, default=None, metavar="N", help="only the first N problems")
     add_source_arguments(parser)
 
@@ -39,6 +45,7 @@ def run(args) -> int:
         mode=args.mode,
         blank_images=args.blank_images,
         device=args.device,
+        dtype=args.dtype,
         features=args.features,
         source=args.problems,
         **{name: value for name, value in options.items() if value is not None},

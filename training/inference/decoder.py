@@ -22,10 +22,13 @@ class GreedyDecoder:
         model: `MMCoTForConditionalGeneration` (or any T5 of transformers') in evaluation mode.
         slots: rows that are decoded at a time.
         dtype: to compute in; default: autocast's where that is on, else the weights'.
+        weights: the model's, if they have been read before.
     """
 
-    def __init__(self, model, slots: int = 64, dtype: torch.dtype | None = None):
-        self.weights = DecoderWeights(model, dtype)
+    def __init__(
+        self, model, slots: int = 64, dtype: torch.dtype | None = None, weights: DecoderWeights | None = None
+    ):
+        self.weights = weights or DecoderWeights(model, dtype)
         self.slots, self.device = slots, self.weights.device
         # lengths of keys are rounded up to this: what a GPU's attention reads without copying
         self.length_multiple = 1 if self.device.type == "cpu" else 8

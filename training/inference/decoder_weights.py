@@ -13,6 +13,7 @@ from transformers.models.t5 import modeling_t5
 from transformers.models.t5.modeling_t5 import T5ForConditionalGeneration, T5PreTrainedModel
 
 from mmcot.modeling_mmcot import MMCoTForConditionalGeneration
+from mmcot.training.inference.matrices import Matrix, multiply, multiply_each, read_matrices
 
 # the types that a T5 decoder is made of; a subclass may compute something else
 PLAIN_MODULES = {
@@ -32,7 +33,6 @@ PLAIN_MODULES = {
 }
 
 PLAIN_ATTENTION = ("eager", "sdpa")
-FEW_ROWS = 256  # up to here a CPU multiplies faster with the weights on the left
 
 
 def is_plain_t5(model) -> bool:
@@ -90,13 +90,15 @@ class DecoderWeights:
 
     Args:
         model: `MMCoTForConditionalGeneration`, or any T5 of transformers' for which `is_plain_t5`.
-        dtype: to compute in; default: autocast's where that is on, else the weights'.
+        dtype: to compute in; default: autocast's where that is on, else the weights'. int8 is the matrices' alone: the
+            rest is float32.
     """
 
     def __init__(self, model, dtype: torch.dtype | None = None):
         config, decoder = model.config, model.decoder
         weight = model.lm_head.weight
-        self.dtype, self.device = dtype or computing_dtype(model), weight.device
+        self.matrix_dtype, self.device = dtype or computing_dtype(model), weight.device
+        self.dtype = torch.float32 if self.matrix_dtype == torch.int8 else self.matrix_dtype
         self.heads, self.width, self.d_model = config.num_heads, config.d_kv, config.d_model
         self.eps = config.layer_norm_epsilon
         self.start = config.decoder_start_token_id
@@ -107,9 +109,8 @@ class DecoderWeights:
         self.layers = [self._layer(block) for block in decoder.block]
         self._first_attention = decoder.block[0].layer[0].SelfAttention
 
-    def _read(self, *weights: Tensor) -> tuple[Tensor, ...]:
-        weights = tuple(weight.detach().to(self.dtype) for weight in weights)
-        return weights if self.device.type == "cpu" or len(weights) == 1 else (torch.cat(weights),)
+    def _read(self, *weights: Tensor) -> tuple[Matrix, ...]:
+        return read_matrices(list(weights), self.matrix_dtype)
 
     def _layer(self, block) -> dict:
         own, cross, feed = block.layer[0], block.layer[1], block.layer[2]
@@ -124,12 +125,15 @@ class DecoderWeights:
             "cross_norm": norms[1],
             "cross_q": self._read(over.q.weight),
             "cross_kv": self._read(over.k.weight, over.v.weight),
+            # as they are, for `forced_logits`
+            "cross_pair": tuple(weight.detach().to(self.dtype) for weight in (over.k.weight, over.v.weight)),
             "cross_out": self._read(over.o.weight),
             "feed_norm": norms[2],
             "feed_in": self._read(dense.wi_0.weight, dense.wi_1.weight) if gated else self._read(dense.wi.weight),
             "feed_out": self._read(dense.wo.weight),
             "activation": dense.act,
             "gated": gated,
+            "nonnegative": not gated and isinstance(dense.act, nn.ReLU),
         }
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -138,11 +142,9 @@ class DecoderWeights:
     def norm(self, state: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(state, (self.d_model,), weight, self.eps).to(self.dtype)
 
-    def project(self, state: Tensor, weights: tuple[Tensor, ...], parts: int = 1) -> tuple[Tensor, ...]:
+    def project(self, state: Tensor, weights: tuple[Matrix, ...], parts: int = 1) -> tuple[Tensor, ...]:
         """The state (…, in) times each of `parts` matrices, which may be joined: (…, out) each."""
-        if len(weights) < parts:
-            return _linear(state, weights[0]).chunk(parts, dim=-1)
-        return tuple(_linear(state, weight) for weight in weights)
+        return multiply_each(state, weights, parts)
 
     def split_heads(self, state: Tensor) -> Tensor:
         """(…, heads * width) -> (…, heads, width), as fused attention takes it: values of a head side by side."""
@@ -151,17 +153,11 @@ class DecoderWeights:
 
     def feed_forward(self, state: Tensor, layer: dict) -> Tensor:
         """The state after a layer's feed-forward part."""
-        inner = self.norm(state, layer["feed_norm"])
-        if layer["gated"]:
-            gate, inner = self.project(inner, layer["feed_in"], 2)
-            inner = layer["activation"](gate) * inner
-        else:
-            inner = layer["activation"](self.project(inner, layer["feed_in"])[0])
-        return state + self.project(inner, layer["feed_out"])[0]
+        return feed_forward(self.norm(state, layer["feed_norm"]), state, layer)
 
     def logits(self, state: Tensor) -> Tensor:
         """(rows, d_model) -> (rows, vocabulary)."""
-        return _linear(self.norm(state, self.final_norm) * self.logit_scale, self.lm_head)
+        return multiply(self.norm(state, self.final_norm) * self.logit_scale, self.lm_head)
 
     def biases(self, count: int) -> Tensor:
         """T5's bias by how far back a key lies, (heads, count)."""
@@ -175,15 +171,20 @@ class DecoderWeights:
         return attention.relative_attention_bias(buckets).T.to(self.dtype)
 
 
-def _linear(state: Tensor, weight: Tensor) -> Tensor:
-    if state.device.type == "cpu" and state.dim() == 2 and len(state) <= FEW_ROWS:
-        # for a handful of rows it also matters how they lie
-        return (weight @ (state.contiguous() if len(state) <= 16 else state).T).T
-    return F.linear(state, weight)
+def feed_forward(normed: Tensor, state: Tensor, layer: dict) -> Tensor:
+    """The state after a layer's feed-forward part, which reads `normed`."""
+    if layer["gated"]:
+        gate, inner = multiply_each(normed, layer["feed_in"], 2)
+        inner = layer["activation"](gate) * inner
+    else:
+        inner = layer["activation"](multiply(normed, layer["feed_in"][0]))
+    return state + multiply(inner, layer["feed_out"][0], layer["nonnegative"])
 
 
 @torch.no_grad()
-def forced_logits(model, hidden: Tensor, attention_mask: Tensor, ids: list[int]) -> Tensor:
+def forced_logits(
+    model, hidden: Tensor, attention_mask: Tensor, ids: list[int], weights: DecoderWeights | None = None
+) -> Tensor:
     """Logits (rows, vocabulary) after decoder inputs `ids`, the same for all rows.
 
     A few queries look at many keys. So the projections to keys and values move to the side of the queries:
@@ -192,8 +193,9 @@ def forced_logits(model, hidden: Tensor, attention_mask: Tensor, ids: list[int])
     Args:
         model: as in `DecoderWeights`.
         hidden (rows, text, d_model), attention_mask (rows, text): the encoder's output.
+        weights: the model's; default: read anew, in autocast's dtype where that is on.
     """
-    weights = DecoderWeights(model)  # in autocast's dtype, where that is on
+    weights = weights or DecoderWeights(model)
     with torch.autocast(weights.device.type, enabled=False), attention_kernels(weights.device):
         return _forced_logits(weights, hidden, attention_mask, ids)
 
@@ -216,8 +218,7 @@ def _forced_logits(weights: DecoderWeights, hidden: Tensor, attention_mask: Tens
         if number == len(weights.layers) - 1:
             state, count = state[:, -1:], 1
         query = weights.project(weights.norm(state, layer["cross_norm"]), layer["cross_q"])[0]
-        joined = layer["cross_kv"]
-        key, value = (part.view(heads, width, -1) for part in (joined if len(joined) == 2 else joined[0].chunk(2)))
+        key, value = (part.view(heads, width, -1) for part in layer["cross_pair"])
         query = torch.einsum("rchw,hwd->rchd", weights.split_heads(query), key).flatten(1, 2)  # (…, count * heads, d)
         scores = query @ hidden.transpose(1, 2) + text_mask  # (rows, count * heads, text)
         found = (scores.softmax(-1, dtype=torch.float32).to(weights.dtype) @ hidden).unflatten(1, (count, heads))
@@ -227,4 +228,4 @@ def _forced_logits(weights: DecoderWeights, hidden: Tensor, attention_mask: Tens
     return weights.logits(state[:, -1])
 
 
-__all__ = ["DecoderWeights", "attention_kernels", "forced_logits", "is_plain_t5"]
+__all__ = ["DecoderWeights", "attention_kernels", "feed_forward", "forced_logits", "is_plain_t5"]

@@ -16,13 +16,46 @@ from transformers import GenerationConfig
 
 from mmcot.answers_mmcot import MMCoTOutput, letter_log_probs
 from mmcot.training.inference.decoder import GreedyDecoder
-from mmcot.training.inference.decoder_weights import attention_kernels, forced_logits
+from mmcot.training.inference.decoder_weights import DecoderWeights, attention_kernels, forced_logits
+from mmcot.training.inference.encoder_weights import EncoderWeights, is_plain_encoder
 
 ANSWER_BATCHES = 4  # so many batches of answers are gathered and sorted by length
 # What a CPU's caches hold of the states of a batch; a GPU wants enough to be busy.
 ENCODER_TOKENS = {"cpu": 1024}
 OTHER_ENCODER_TOKENS = 32768
 Batches = Iterable[tuple[list[Hashable], Mapping[str, torch.Tensor]]]
+
+
+class StageWeights:
+    """A network as the engine computes with it: encoder and decoder, in one dtype. The network stays as it is.
+
+    Args:
+        model: an `MMCoTForConditionalGeneration` in evaluation mode, for whose decoder `is_plain_t5`. An encoder that
+            isn't plain (adapters, hooks) reads by its own passes.
+        dtype: of products and attention, see `answering_dtype`; default: autocast's where that is on, else the
+            weights'.
+    """
+
+    def __init__(self, model, dtype: torch.dtype | None = None):
+        self.model, self.config, self.device = model, model.config, model.device
+        self.decoder = DecoderWeights(model, dtype)
+        self.encoder = EncoderWeights(model, dtype) if is_plain_encoder(model.get_encoder()) else None
+
+    def encode(self, ids: torch.Tensor, mask: torch.Tensor, images: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The encoder's output (rows, text, d_model)."""
+        if self.encoder is not None:
+            return self.encoder(ids, mask, **images)
+        low = self.decoder.dtype
+        with attention_kernels(self.device), torch.autocast(self.device.type, low, enabled=low == torch.bfloat16):
+            return self.model.get_encoder()(input_ids=ids, attention_mask=mask, **images, return_dict=True)[0]
+
+
+class TwoStageWeights:
+    """Both stages of an `MMCoTModel` as the engine computes with them; arguments as in `StageWeights`."""
+
+    def __init__(self, model, dtype: torch.dtype | None = None):
+        self.rationale = StageWeights(model.rationale, dtype)
+        self.answer = self.rationale if model.answer is model.rationale else StageWeights(model.answer, dtype)
 
 
 @dataclass
@@ -48,6 +81,7 @@ def answer_questions(
     eos_token_id: int | list[int] | None = None,
     slots: int = 64,
     encoder_tokens: int | None = None,
+    weights: TwoStageWeights | None = None,
 ) -> Iterator[tuple[list[Hashable], MMCoTOutput]]:
     """Writes rationales greedily and scores the options; what `MMCoTModel.generate(mode="score")` gives, in another
     order.
@@ -61,11 +95,13 @@ def answer_questions(
         slots: rationales that are written at a time.
         encoder_tokens: tokens, padding included, that an encoder reads at a time; default: 1,024 on a CPU, 32,768
             elsewhere.
+        weights: the model's, where another dtype or a second call are to have them read once; default: in the model's
+            dtype.
 
     Yields:
         (keys, output) of some questions, with `rationale_ids` and `option_log_probs`.
     """
-    device = model.device
+    device, weights = model.device, weights or TwoStageWeights(model)
     start, pad = model.rationale.config.decoder_start_token_id, model.rationale.config.pad_token_id
     tokens = encoder_tokens or ENCODER_TOKENS.get(device.type, OTHER_ENCODER_TOKENS)
     end = model.rationale.config.eos_token_id if eos_token_id is None else eos_token_id
@@ -79,17 +115,18 @@ def answer_questions(
             rationales = [torch.tensor([start, *question.rationale]) for question in group]
             rationale_ids = pad_sequence(rationales, batch_first=True, padding_value=pad).to(device)
             source, source_mask = model._answer_source(prefix, mask, rationale_ids, writer)
-            hidden = _encode(model.answer, source, source_mask, _images(group))
+            hidden = weights.answer.encode(source, source_mask, _images(group))
             output = MMCoTOutput(
                 rationale_ids=rationale_ids,
-                option_log_probs=_scores(model.answer, hidden, source_mask, group, *option_ids),
+                option_log_probs=_scores(weights.answer, hidden, source_mask, group, *option_ids),
                 answer_source_ids=source,
                 answer_source_mask=source_mask,
             )
             yield [question.key for question in group], output
 
-    encoded = _encoded(model.rationale, _questions(model, batches), tokens, under_way)
-    decoder = GreedyDecoder(model.rationale, slots)
+    questions = _questions(model, batches, weights.rationale.decoder.dtype)
+    encoded = _encoded(weights.rationale, questions, tokens, under_way)
+    decoder = GreedyDecoder(model.rationale, slots, weights=weights.rationale.decoder)
     written: list[_Question] = []
     for key, ids in decoder.decode(encoded, max_new_tokens, end):
         question = under_way.pop(key)
@@ -109,62 +146,70 @@ def write_texts(
     max_new_tokens: int,
     eos_token_id: int | list[int] | None = None,
     slots: int = 64,
+    weights: StageWeights | None = None,
 ) -> Iterator[tuple[Hashable, list[int]]]:
     """What one network writes greedily, such as the rationales of the first stage.
 
     Args:
         model: an `MMCoTForConditionalGeneration` in evaluation mode.
         batches: (keys, inputs) with `input_ids`, `attention_mask` and image inputs.
-        max_new_tokens, eos_token_id: as in `answer_questions`.
+        max_new_tokens, eos_token_id, weights: as in `answer_questions`.
 
     Yields:
         (key, ids without the start token) of each row as it ends.
     """
     tokens = ENCODER_TOKENS.get(model.device.type, OTHER_ENCODER_TOKENS)
-    encoded = (found[:3] for found in _encoded_groups(model, _questions(model, batches), tokens))
+    weights = weights or StageWeights(model)
+    questions = _questions(model, batches, weights.decoder.dtype)
+    encoded = (found[:3] for found in _encoded_groups(weights, questions, tokens))
     end = model.config.eos_token_id if eos_token_id is None else eos_token_id
-    yield from GreedyDecoder(model, slots).decode(encoded, max_new_tokens, end)
+    yield from GreedyDecoder(model, slots, weights=weights.decoder).decode(encoded, max_new_tokens, end)
 
 
 @torch.no_grad()
 def score_options_of(
-    model, batches: Batches, option_prefix_ids: list[int], option_letter_ids: list[int]
+    model,
+    batches: Batches,
+    option_prefix_ids: list[int],
+    option_letter_ids: list[int],
+    weights: StageWeights | None = None,
 ) -> Iterator[tuple[list[Hashable], torch.Tensor]]:
     """Log-probabilities of the options by the answer stage: (keys, (rows, choices)), -inf beyond a row's own choices.
 
     Args:
         batches: (keys, inputs) with `input_ids`, `attention_mask`, `num_choices` and image inputs; the source holds
             the rationale already.
+        weights: as in `answer_questions`.
     """
     tokens = ENCODER_TOKENS.get(model.device.type, OTHER_ENCODER_TOKENS)
-    for keys, hidden, mask, group in _encoded_groups(model, _questions(model, batches), tokens):
-        yield keys, _scores(model, hidden, mask, group, option_prefix_ids, option_letter_ids)
+    weights = weights or StageWeights(model)
+    questions = _questions(model, batches, weights.decoder.dtype)
+    for keys, hidden, mask, group in _encoded_groups(weights, questions, tokens):
+        yield keys, _scores(weights, hidden, mask, group, option_prefix_ids, option_letter_ids)
 
 
-def _scores(model, hidden, mask, group: list[_Question], prefix_ids: list[int], letter_ids: list[int]) -> torch.Tensor:
-    forced = [model.config.decoder_start_token_id, *prefix_ids]
+def _scores(
+    weights: StageWeights, hidden, mask, group: list[_Question], prefix_ids: list[int], letter_ids: list[int]
+) -> torch.Tensor:
+    forced = [weights.config.decoder_start_token_id, *prefix_ids]
     num_choices = torch.stack([question.num_choices for question in group])
-    return letter_log_probs(forced_logits(model, hidden, mask, forced), letter_ids, num_choices)
+    logits = forced_logits(weights.model, hidden, mask, forced, weights.decoder)
+    return letter_log_probs(logits, letter_ids, num_choices)
 
 
-def _encoded(model, questions: Iterable[list[_Question]], tokens: int, under_way: dict[Hashable, _Question]):
+def _encoded(weights: StageWeights, questions: Iterable[list[_Question]], tokens: int, under_way: dict):
     """(keys, hidden states, mask) of groups of questions, which join those under way."""
-    for keys, hidden, mask, group in _encoded_groups(model, questions, tokens):
+    for keys, hidden, mask, group in _encoded_groups(weights, questions, tokens):
         under_way.update(zip(keys, group, strict=True))
         yield keys, hidden, mask
 
 
-def _encoded_groups(model, questions: Iterable[list[_Question]], tokens: int):
+def _encoded_groups(weights: StageWeights, questions: Iterable[list[_Question]], tokens: int):
     """(keys, hidden states (rows, text, d_model), mask, questions) of groups of like length."""
     for some in questions:
         for group in _groups(some, tokens, lambda question: len(question.source)):
-            ids, mask = _padded([question.source for question in group], model.config.pad_token_id, model.device)
-            yield [question.key for question in group], _encode(model, ids, mask, _images(group)), mask, group
-
-
-def _encode(model, ids: torch.Tensor, mask: torch.Tensor, images: dict[str, torch.Tensor]) -> torch.Tensor:
-    with attention_kernels(model.device):
-        return model.get_encoder()(input_ids=ids, attention_mask=mask, **images, return_dict=True)[0]
+            ids, mask = _padded([question.source for question in group], weights.config.pad_token_id, weights.device)
+            yield [question.key for question in group], weights.encode(ids, mask, _images(group)), mask, group
 
 
 def _ahead(batches: Iterable) -> Iterator:
@@ -177,11 +222,12 @@ def _ahead(batches: Iterable) -> Iterator:
             yield batch
 
 
-def _questions(model, batches: Batches) -> Iterator[list[_Question]]:
-    """Batches as single questions without padding; pictures go through the backbone."""
+def _questions(model, batches: Batches, dtype: torch.dtype) -> Iterator[list[_Question]]:
+    """Batches as single questions without padding; pictures go through the backbone, in `dtype`."""
     device = model.device
     for keys, inputs in batches if device.type == "cpu" else _ahead(batches):
-        images = _image_features(model, inputs)
+        with torch.autocast(device.type, dtype, enabled=dtype == torch.bfloat16):
+            images = _image_features(model, inputs)
         mask = images.get("image_attention_mask")
         patches = _rows(images["image_features"], None if mask is None else mask.cpu()) if images else [()] * len(keys)
         nothing = [None] * len(keys)

@@ -11,17 +11,23 @@ from mmcot.training.evaluation.predictions import PredictionsWriter, header
 MODES = ("score", "generate")
 
 
-def load_pipeline(model, device=None):
+def load_pipeline(model, device=None, dtype: str = "auto"):
     """The `multimodal-cot` pipeline of a folder, a Hub id, or a model in memory that has its processor.
 
-    Its networks generate by the fast decoder wherever that gives the ids of transformers' `generate`.
+    Its networks generate by the engine wherever that gives what transformers' `generate` gives.
+
+    Args:
+        dtype: of products and attention: "auto" (bfloat16 where the device has it, else float32), "float32",
+            "bfloat16", or "int8" on a CPU.
 
     Raises:
-        UserError: it is no Multimodal-CoT model, or the device isn't there.
+        UserError: it is no Multimodal-CoT model, or the device isn't there or doesn't take the dtype.
     """
     from mmcot import MMCoTForConditionalGeneration, MMCoTModel, MMCoTPipeline, MMCoTProcessor, MMCoTTwoStageConfig
-    from mmcot.training.inference.generation import use_engine
+    from mmcot.training.inference.answering import use_answering
+    from mmcot.training.inference.precision import check_dtype
 
+    check_dtype(dtype)
     _check_device(device)
     processor = None
     if isinstance(model, str | Path):
@@ -34,7 +40,9 @@ def load_pipeline(model, device=None):
         two_stage = kind == MMCoTTwoStageConfig.model_type
         model = (MMCoTModel if two_stage else MMCoTForConditionalGeneration).from_pretrained(source)
         processor = MMCoTProcessor.from_pretrained(source)
-    return MMCoTPipeline(model=use_engine(model).eval(), processor=processor, device=device)
+    pipeline = MMCoTPipeline(model=model.eval(), processor=processor, device=device)
+    pipeline.answering = use_answering(pipeline.model, dtype)
+    return pipeline
 
 
 def _check_device(device) -> None:
@@ -53,6 +61,7 @@ def predict(
     mode: str = "score",
     blank_images: bool = False,
     device=None,
+    dtype: str = "auto",
     features=None,
     source: str | None = None,
     **generate_kwargs: Any,
@@ -67,6 +76,7 @@ def predict(
         batch_size: questions at a time.
         mode: "score" or "generate", as in `MMCoTModel.generate`.
         blank_images: leave the pictures out.
+        dtype: as in `load_pipeline`; the file's header names the one that was taken.
         features: a `FeatureCache` or its folder (`mmcot features`), read instead of running the model's backbone.
         source: where the problems come from, for the file's header.
         generate_kwargs: options of generation, of the rationale or of a one-stage model's text.
@@ -88,7 +98,7 @@ def predict(
         raise ExistingFileError(f"{output} is there already: choose another name, or remove it")
     _check_device(device)
     state = PartialState(cpu=str(device) == "cpu")
-    pipeline = load_pipeline(model, device if state.num_processes == 1 else state.device)
+    pipeline = load_pipeline(model, device if state.num_processes == 1 else state.device, dtype)
     cache = None if features is None or blank_images else open_features(features, pipeline)
     facts = _header(pipeline, model, problems, mode, blank_images, cache, source, generate_kwargs)
     ids = problems["id"][:]
@@ -157,6 +167,7 @@ def _header(pipeline, model, problems, mode, blank_images, cache, source, genera
         protocol="generated",
         mode=mode,
         decoding=decoding,
+        dtype=pipeline.answering.name,
         images="blank" if blank_images else "given",
         rationale_format=pipeline.processor.rationale_format,
         **known,
@@ -213,10 +224,12 @@ def _reader(processor, cache) -> Callable[[list[dict]], Any]:
 def _results(pipeline, batches: Iterable[list[dict]], batch_size: int, mode: str, cache, generate_kwargs: dict):
     """(id, result) of each problem: without waiting for the longest rationale of a batch where the fast decoder takes
     the call, else by batches of the pipeline."""
-    options = _engine_options(pipeline, mode, generate_kwargs)
+    answering = pipeline.answering
+    options = answering.engine_options(mode, None, generate_kwargs)
     read, model, processor = _reader(pipeline.processor, cache), pipeline.model, pipeline.processor
     if options is not None:
-        yield from _streamed(model, processor, read, batches, slots=batch_size, **options)
+        options |= {"slots": batch_size, "weights": answering.weights()}
+        yield from _streamed(model, processor, read, batches, **options)
         return
     votes = generate_kwargs.get("self_consistency", 1), generate_kwargs.get("num_return_sequences", 1)
     if cache is not None and max(votes) > 1:
@@ -228,20 +241,6 @@ def _results(pipeline, batches: Iterable[list[dict]], batch_size: int, mode: str
             outputs = model.generate(**read(batch).to(model.device), mode=mode, **generate_kwargs)
             results = processor.post_process(outputs, batch)
         yield from zip((problem["id"] for problem in batch), results, strict=True)
-
-
-def _engine_options(pipeline, mode: str, generate_kwargs: dict) -> dict[str, Any] | None:
-    """What the engine is told about rationales, or None if the pipeline has to answer."""
-    from mmcot.answers_mmcot import prepare_generation_config
-    from mmcot.training.inference.decoder_weights import is_plain_t5
-    from mmcot.training.inference.generation import greedy_config
-
-    model = pipeline.model
-    if not pipeline.two_stage or mode != "score" or not is_plain_t5(model.answer):
-        return None
-    config, others = prepare_generation_config(model, **generate_kwargs)
-    config = greedy_config(model.rationale, config, others)
-    return config and {"max_new_tokens": config.max_new_tokens, "eos_token_id": config.eos_token_id}
 
 
 def _streamed(model, processor, read, batches, **options) -> Iterator[tuple[str, dict]]:

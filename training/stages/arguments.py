@@ -53,13 +53,15 @@ def training_arguments(recipe: Recipe, folder: Path, has_eval: bool):
     import torch
     from transformers import Seq2SeqTrainingArguments
 
+    from mmcot.training.inference.precision import has_native_bf16
+
     given = {key: value for key, value in recipe.training.items() if key not in PUSH_KEYS and key != "hub_strategy"}
     precision = {key: given.pop(key) for key in ("bf16", "fp16") if key in given}
     values = {**TRAINING_DEFAULTS, **given, "output_dir": str(folder)}
     use_cuda = torch.cuda.is_available() and not values.get("use_cpu")
     values |= {key: value for key, value in precision.items() if value is not None}
     if "bf16" not in values and "fp16" not in values:
-        values["bf16"] = use_cuda and _has_bf16()
+        values["bf16"] = has_native_bf16("cuda" if use_cuda else "cpu")
     elif "ACCELERATE_MIXED_PRECISION" in os.environ:  # what the recipe says goes before the launcher's configuration
         asked = next((key for key in ("bf16", "fp16") if values.get(key)), "no")
         os.environ["ACCELERATE_MIXED_PRECISION"] = asked
@@ -79,15 +81,6 @@ def training_arguments(recipe: Recipe, folder: Path, has_eval: bool):
         return Seq2SeqTrainingArguments(**values)
     except (ValueError, ImportError, RuntimeError, TypeError) as error:
         raise UserError(f"the recipe's training arguments: {' '.join(str(error).split())}") from error
-
-
-def _has_bf16() -> bool:
-    """Whether the GPU computes in bf16 itself: NVIDIA's do from compute capability 8 on, and emulate it before."""
-    import torch
-
-    if torch.version.hip:
-        return torch.cuda.is_bf16_supported()
-    return torch.cuda.get_device_capability()[0] >= 8
 
 
 def check_training_keys(recipe: Recipe, stages: tuple[str, ...] = STAGES) -> list[str]:

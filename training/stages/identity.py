@@ -76,6 +76,8 @@ def predictions_identity(run, stage: str, split: str) -> dict[str, Any]:
     recipe: Recipe = run.recipe.for_stage(stage)
     names = ["protocol", "answer_mode", "max_new_tokens", "num_beams", "max_target_length", "loss_on_padding"]
     found: dict[str, Any] = {name: getattr(recipe, name) for name in names}
+    if recipe.dtype != "auto":  # what it means is the machine's affair: a finished run may be moved
+        found["dtype"] = recipe.dtype
     found["trained"] = trained_digest(run, "rationale" if recipe.share_stages else stage)
     found["data"] = run.data_fingerprint(split)
     if recipe.training.get("generation_config") is not None:

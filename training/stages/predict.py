@@ -31,7 +31,7 @@ def predict_stage(
     rationale_protocol: str | None = None,
     answer_mode: str = "score",
     blank_images: bool = False,
-    bf16: bool = False,
+    dtype: str = "auto",
     source: str | None = None,
     split: str | None = None,
     **generate_kwargs: Any,
@@ -51,13 +51,14 @@ def predict_stage(
         rationale_protocol: how the rationales that the answer stage reads came about.
         answer_mode: "score" the options' letters, or "generate" and parse the answer.
         blank_images: without any picture.
-        bf16: under autocast.
+        dtype: of products and attention, as in `load_pipeline`.
         source, split: of the problems, for the file's header.
         generate_kwargs: of generation.
     """
     from accelerate import PartialState
     from tqdm import tqdm
 
+    from mmcot.training.inference.answering import dtype_for
     from mmcot.training.inference.fingerprint import model_fingerprint
 
     out = Path(out)
@@ -65,7 +66,10 @@ def predict_stage(
         return out
     state = PartialState()
     model = model.to(state.device).eval()
-    predictor = _Predictor(model, processor, stage, features, protocol, answer_mode, blank_images, generate_kwargs)
+    computed = dtype_for(model, dtype)
+    predictor = _Predictor(
+        model, processor, stage, features, protocol, answer_mode, blank_images, computed, generate_kwargs
+    )
     facts = header(
         "multimodal-cot",
         model=f"{out.parent.parent.name}/{out.parent.name}",
@@ -76,13 +80,15 @@ def predict_stage(
         protocol="teacher_forced" if "teacher_forced" in (protocol, rationale_protocol) else protocol,
         mode="generate" if protocol == "teacher_forced" else answer_mode,
         decoding={"num_beams": 1, **generate_kwargs},
+        dtype=str(computed).removeprefix("torch."),
         images="blank" if blank_images else "given",
         rationale_format=processor.rationale_format,
         stage=stage,
     )
     lengths, ids = samples["length"], samples["id"]
     order = sorted(range(len(samples)), key=lambda i: (-lengths[i], i))[state.process_index :: state.num_processes]
-    autocast = torch.autocast(state.device.type, torch.bfloat16, enabled=bf16)
+    low = computed == torch.bfloat16 != model.dtype
+    autocast = torch.autocast(state.device.type, torch.bfloat16, enabled=low)  # where the engine doesn't answer
     with PredictionsWriter(out, facts, rank=state.process_index, num_processes=state.num_processes) as writer:
         todo = [i for i in order if ids[i] not in writer.done]
         batches = ([samples[i] for i in todo[start : start + batch_size]] for start in range(0, len(todo), batch_size))
@@ -116,13 +122,14 @@ def _with_rationale(record: dict[str, Any], written: dict[str, Any] | None) -> d
 class _Predictor:
     """Turns batches of samples into results as `MMCoTProcessor.post_process` gives them: yields (id, result)."""
 
-    def __init__(self, model, processor, stage, features, protocol, answer_mode, blank_images, generate_kwargs):
+    def __init__(self, model, processor, stage, features, protocol, answer_mode, blank_images, dtype, generate_kwargs):
+        from mmcot.training.inference.answering import with_int8
         from mmcot.training.inference.decoder_weights import is_plain_t5
         from mmcot.training.inference.generation import greedy_config, use_engine
         from mmcot.training.stages.samples import StageCollator
 
         self.model, self.processor, self.stage, self.answer_mode = use_engine(model), processor, stage, answer_mode
-        self.generate_kwargs = generate_kwargs
+        self.generate_kwargs, self.dtype = generate_kwargs, dtype
         self.collator = StageCollator(processor, features, with_images=model.config.has_fusion and not blank_images)
         ids = processor.answer_token_ids()
         self.option_ids = {name: ids[name] for name in ("option_prefix_ids", "option_letter_ids")}
@@ -136,6 +143,8 @@ class _Predictor:
         else:
             scored = answer_mode == "score" and is_plain_t5(model)
             self.read = self._scored if scored else self._answered
+        if dtype == torch.int8 and self.read not in (self._written, self._scored):
+            self.model = with_int8(model)
 
     def __call__(self, batches: Iterable[list[dict]], num_choices: dict[str, int], slots: int) -> Iterator[tuple]:
         def inputs():
@@ -148,9 +157,10 @@ class _Predictor:
             yield id_, self.processor.post_process(outputs, [{"choices": [""] * num_choices[id_]}])[0]
 
     def _written(self, inputs, slots: int):
-        from mmcot.training.inference.engine import write_texts
+        from mmcot.training.inference.engine import StageWeights, write_texts
 
         options = {"max_new_tokens": self.greedy.max_new_tokens, "eos_token_id": self.greedy.eos_token_id}
+        options["weights"] = StageWeights(self.model, self.dtype)
         for id_, ids in write_texts(self.model, inputs, slots=slots, **options):
             yield id_, {"rationale_ids": [ids]}
 
@@ -162,9 +172,10 @@ class _Predictor:
                 yield id_, {"rationale_ids": [ids]}
 
     def _scored(self, inputs, slots: int):
-        from mmcot.training.inference.engine import score_options_of
+        from mmcot.training.inference.engine import StageWeights, score_options_of
 
-        for keys, found in score_options_of(self.model, inputs, **self.option_ids):
+        weights = StageWeights(self.model, self.dtype)
+        for keys, found in score_options_of(self.model, inputs, **self.option_ids, weights=weights):
             for id_, log_probs in zip(keys, found, strict=True):
                 yield id_, {"option_log_probs": log_probs[None]}
 

@@ -82,6 +82,8 @@ class Recipe:
         blank_probe: at the end also ask the test questions with a picture without it, for what the pictures are worth.
         max_new_tokens: limit of a generated rationale.
         num_beams: of the rationale's beam search; 1 is greedy.
+        dtype: what predictions are computed in, as `mmcot predict --dtype`: "auto" (bfloat16 where the device has it),
+            "float32", "bfloat16" or "int8". Training has bf16 and fp16.
         training: all other keys: `Seq2SeqTrainingArguments`.
         stage_overrides: the sections `rationale` and `answer`, whose keys hold for that stage alone.
     """
@@ -127,6 +129,7 @@ class Recipe:
     blank_probe: bool = True
     max_new_tokens: int = 512
     num_beams: int = 1
+    dtype: str = "auto"
     training: dict[str, Any] = field(default_factory=dict)
     stage_overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
 

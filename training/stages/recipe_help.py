@@ -14,6 +14,7 @@ from pathlib import Path
 from mmcot.training.stages.recipe import TRAINING_DEFAULTS, Recipe, own_keys
 
 WIDTH = 100
+OUR_DEFAULTS = {**TRAINING_DEFAULTS, "bf16": "auto, where processor or GPU multiply it themselves"}
 
 
 def recipe_help() -> str:
@@ -24,7 +25,7 @@ def recipe_help() -> str:
     lines += ["", "and those of transformers' Seq2SeqTrainingArguments, some with defaults of ours:"]
     for key, (default, meaning) in transformers_meanings().items():
         if key not in fields:
-            lines.append(_entry(key, TRAINING_DEFAULTS.get(key, default), meaning))
+            lines.append(_entry(key, OUR_DEFAULTS.get(key, default), meaning))
     return "\n".join(lines)
 
 

@@ -18,10 +18,12 @@ CHOICES = {
     "answer_mode": ("score", "generate"),
     "gold_rationales": ("target", "lecture_and_solution"),
     "source_truncation": ("keep_ends", "end"),
+    "dtype": ("auto", "float32", "bfloat16", "int8"),
 }
 # Ours that a stage's section may hold; the others hold for the run.
 STAGE_KEYS = {"model", "vision", "freeze_vision", "keep_images", "max_target_length", "loss_on_padding"}
 STAGE_KEYS |= {"tokens_per_batch", "position_bias_lr", "protocol", "answer_mode", "max_new_tokens", "num_beams"}
+STAGE_KEYS |= {"dtype"}
 # transformers' that hold for the run, so not for one of its stages
 RUN_KEYS = {"use_cpu", "push_to_hub", "hub_model_id", "hub_token", "hub_private_repo", "hub_revision"}
 RUN_KEYS |= {"ddp_backend", "ddp_timeout"}
@@ -116,7 +118,7 @@ def _checked(name: str, key: str, value: Any) -> Any:
         close = difflib.get_close_matches(str(key), list(hints), n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
         raise UserError(f"unknown key in the recipe: {name}{hint}")
-    if value is None and key in ("bf16", "fp16"):
+    if key in ("bf16", "fp16") and value in (None, "auto"):
         return None  # as the hardware has it: see `training_arguments`
     if key not in ours and value is False and key.endswith("_strategy"):
         value = "no"  # what YAML reads for no

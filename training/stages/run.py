@@ -320,7 +320,7 @@ class Run:
             rationale_protocol=protocol,
             protocol=recipe.protocol,
             answer_mode=recipe.answer_mode,
-            bf16=args.bf16,
+            dtype=recipe.dtype,
             source=recipe.data,
             split="test" if split == BLANK else split,
             blank_images=split == BLANK,

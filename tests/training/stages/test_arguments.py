@@ -110,7 +110,9 @@ def test_bf16_where_the_gpu_has_it(monkeypatch, capability, expected):
     monkeypatch.setattr(sys.modules["transformers"], "Seq2SeqTrainingArguments", dict)
     assert training_arguments(given, "folder", True)["bf16"] is expected
     given.training["use_cpu"] = True
-    assert training_arguments(given, "folder", True)["bf16"] is False
+    for flags in ({"avx2"}, {"avx2", "avx512_bf16"}, {"asimd", "bf16"}):
+        monkeypatch.setattr("mmcot.training.inference.precision.cpu_flags", lambda flags=flags: frozenset(flags))
+        assert training_arguments(given, "folder", True)["bf16"] is (len(flags) > 1)
 
 
 def test_the_recipes_precision_goes_before_the_launchers(monkeypatch):

@@ -86,6 +86,7 @@ def test_mistakes_are_named_in_one_line(tmp_path, text, overrides, message):
         ("max_steps: 1e3\n", "max_steps", 1000),
         ("bf16: 'yes'\n", "bf16", True),
         ("bf16: null\n", "bf16", None),
+        ("bf16: auto\n", "bf16", None),
         ("eval_strategy: no\n", "eval_strategy", "no"),
         ("model: 5\n", "model", "5"),
         ("lr_scheduler_kwargs: {num_decay_steps: 3}\n", "lr_scheduler_kwargs", {"num_decay_steps": 3}),

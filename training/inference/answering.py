@@ -1,0 +1,143 @@
+"""A model's `generate` in a chosen dtype: by the engine where it gives the same, else by transformers'."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+
+from mmcot.answers_mmcot import MMCoTOutput, prepare_generation_config
+from mmcot.training.inference.decoder_weights import is_plain_t5
+from mmcot.training.inference.engine import StageWeights, TwoStageWeights, answer_questions
+from mmcot.training.inference.generation import generate, greedy_config, use_engine
+from mmcot.training.inference.matrices import Int8Linear
+from mmcot.training.inference.precision import answering_dtype, check_dtype
+
+BATCH_INPUTS = ("input_ids", "attention_mask", "answer_input_ids", "answer_attention_mask", "num_choices")
+IMAGE_INPUTS = ("pixel_values", "pixel_mask", "image_features", "image_attention_mask")
+
+
+class Answering:
+    """How a model answers; `use_engine` puts its `generate` in place of the model's.
+
+    Args:
+        model: an `MMCoTModel` or `MMCoTForConditionalGeneration`, on its device, in evaluation mode.
+        dtype: one of `DTYPES`. "auto" leaves weights that aren't float32 as they are. In another dtype than the
+            model's the weights are read once: changes afterwards have no effect.
+    """
+
+    def __init__(self, model, dtype: str = "float32"):
+        check_dtype(dtype)
+        self.model, self.two_stage = model, hasattr(model, "rationale")
+        self.dtype = dtype_for(model, dtype)
+        self._weights: Any = None
+        self._int8: nn.Module | None = None
+
+    @property
+    def name(self) -> str:
+        """The dtype in words, for a predictions file."""
+        return str(self.dtype).removeprefix("torch.")
+
+    def weights(self) -> Any:
+        """The engine's weights: of both stages, or of the one."""
+        if self._weights is not None:
+            return self._weights
+        found = (TwoStageWeights if self.two_stage else StageWeights)(self.model, self.dtype)
+        if self.dtype != self.model.dtype:  # else they are the model's own, and may change with it
+            self._weights = found
+        return found
+
+    def engine_options(self, mode: str, generation_config=None, options: Mapping[str, Any] | None = None):
+        """What the engine is told about rationales (`max_new_tokens`, `eos_token_id`), or None if transformers'
+        `generate` has to answer."""
+        if not self.two_stage or mode != "score" or not is_plain_t5(self.model.answer):
+            return None
+        config, others = prepare_generation_config(self.model, generation_config, **(options or {}))
+        config = greedy_config(self.model.rationale, config, others)
+        return config and {"max_new_tokens": config.max_new_tokens, "eos_token_id": config.eos_token_id}
+
+    @torch.no_grad()
+    def generate(self, *args: Any, **kwargs: Any):
+        """As the model's."""
+        given = {name: kwargs[name] for name in (*BATCH_INPUTS, *IMAGE_INPUTS) if kwargs.get(name) is not None}
+        options = {name: value for name, value in kwargs.items() if name not in (*BATCH_INPUTS, *IMAGE_INPUTS)}
+        mode, config = options.pop("mode", "score"), options.pop("generation_config", None)
+        of_engine = None
+        if not args and {"input_ids", "attention_mask", "answer_input_ids", "num_choices"} <= given.keys():
+            special = options.pop("output_image_attention", False) or options.pop("rationale_ids", None) is not None
+            of_engine = None if special else self.engine_options(mode, config, options)
+        if of_engine is None:
+            return self._by_transformers(*args, **kwargs)
+        return self._by_engine(given, of_engine)
+
+    def _by_transformers(self, *args: Any, **kwargs: Any):
+        model = self.model
+        if self.dtype == torch.int8:
+            if self._int8 is None:
+                self._int8 = with_int8(model)
+            model = self._int8
+        low = self.dtype == torch.bfloat16 != model.dtype
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=low):
+            if self.two_stage or self.dtype == torch.int8:
+                return type(model).generate(model, *args, **kwargs)
+            return generate(model, *args, **kwargs)
+
+    def _by_engine(self, given: dict[str, torch.Tensor], of_engine: dict[str, Any]) -> MMCoTOutput:
+        model, rows = self.model, len(given["input_ids"])
+        low = self.dtype == torch.bfloat16 != model.dtype
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=low):
+            images = model._image_inputs(*(given.get(name) for name in IMAGE_INPUTS))
+        batch = {name: value.cpu() for name, value in given.items() if name not in IMAGE_INPUTS} | images
+        found: dict[str, dict[int, torch.Tensor]] = {}
+        names = ("rationale_ids", "option_log_probs", "answer_source_ids", "answer_source_mask")
+        for keys, output in answer_questions(
+            model, [(list(range(rows)), batch)], slots=rows, weights=self.weights(), **of_engine
+        ):
+            for name in names:
+                found.setdefault(name, {}).update(zip(keys, output[name], strict=True))
+        pad = model.rationale.config.pad_token_id
+        padding = {"rationale_ids": pad, "answer_source_ids": pad, "option_log_probs": -torch.inf}
+        together = {
+            name: pad_sequence([own[row] for row in range(rows)], True, padding.get(name, 0))
+            for name, own in found.items()
+        }
+        output = MMCoTOutput(**together, image_features=images.get("image_features"))
+        output.image_attention_mask = images.get("image_attention_mask")
+        return output
+
+
+def dtype_for(model, dtype: str) -> torch.dtype:
+    """What one of `DTYPES` means for a model where it lies; see `Answering`."""
+    if dtype == "auto" and model.dtype != torch.float32:
+        return model.dtype
+    return answering_dtype(dtype, model.device)
+
+
+def use_answering(model, dtype: str = "auto") -> Answering:
+    """Lets a model generate in a dtype, by the engine wherever it gives what `generate` gives.
+
+    Args:
+        model, dtype: as in `Answering`. Only this object changes, not its class, and what is saved of it doesn't.
+    """
+    use_engine(model)
+    answering = Answering(model, dtype)
+    if answering.two_stage or answering.dtype != model.dtype:
+        model.generate = answering.generate
+    return answering
+
+
+def with_int8(model) -> nn.Module:
+    """A copy, for passes that aren't the engine's, whose linear layers, those of the backbone too, are in int8."""
+    own = model.__dict__.pop("generate", None)  # bound to the model, with all its weights
+    try:
+        copied = copy.deepcopy(model)
+    finally:
+        if own is not None:
+            model.generate = own
+    for module in list(copied.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is nn.Linear:
+                setattr(module, name, Int8Linear(child))
+    return copied.eval()
