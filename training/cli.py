@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": ("evaluate_predictions", "score predictions in the paper's columns, or compare two sets of them"),
     "reason": ("reason", "make any other model reason: direct, few-shot, zero-shot, auto-cot, …"),
     "compare": ("compare", "several runs in one table, with paired tests"),
+    "probe": ("probe", "ask again with another picture, order or rationale: do answers follow from them?"),
     "errors": ("errors", "draw wrong answers, label them, count hallucinations and what another run corrected"),
     "distill": ("distill", "let a teacher write rationales to train on"),
     "convert": ("convert", "turn the original project's checkpoints into a repository"),

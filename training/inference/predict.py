@@ -112,7 +112,7 @@ def predict(
         todo = [i for i in order if ids[i] not in writer.done]
         batches = (_records(problems, todo[i : i + batch_size], blank_images) for i in range(0, len(todo), batch_size))
         with tqdm(total=len(todo), unit="problem", disable=not state.is_main_process) as progress:
-            for id_, result in _results(pipeline, batches, batch_size, mode, cache, generate_kwargs):
+            for id_, result in answer_batches(pipeline, batches, batch_size, mode, cache, generate_kwargs):
                 writer.add(prediction_record(id_, result))
                 progress.update()
     state.wait_for_everyone()
@@ -159,7 +159,7 @@ def _header(pipeline, model, problems, mode, blank_images, cache, source, genera
     decoding |= {**special_options(config), **generate_kwargs}
     return header(
         "multimodal-cot",
-        model=_model_name(model),
+        model=model_name(model),
         revision=getattr(pipeline.model.config, "_commit_hash", None),
         fingerprint=model_fingerprint(pipeline.model),
         source=None if source is None else str(source),
@@ -174,7 +174,7 @@ def _header(pipeline, model, problems, mode, blank_images, cache, source, genera
     )
 
 
-def _model_name(model) -> str:
+def model_name(model) -> str:
     """A Hub id, or the end of a folder's path: where it lies on this machine is nobody's business."""
     if not isinstance(model, str | Path):
         return type(model).__name__
@@ -221,9 +221,17 @@ def _reader(processor, cache) -> Callable[[list[dict]], Any]:
     return read
 
 
-def _results(pipeline, batches: Iterable[list[dict]], batch_size: int, mode: str, cache, generate_kwargs: dict):
+def answer_batches(
+    pipeline,
+    batches: Iterable[list[dict]],
+    batch_size: int,
+    mode: str = "score",
+    cache=None,
+    generate_kwargs: dict | None = None,
+) -> Iterator[tuple[str, dict]]:
     """(id, result) of each problem: without waiting for the longest rationale of a batch where the fast decoder takes
     the call, else by batches of the pipeline."""
+    generate_kwargs = generate_kwargs or {}
     answering = pipeline.answering
     options = answering.engine_options(mode, None, generate_kwargs)
     read, model, processor = _reader(pipeline.processor, cache), pipeline.model, pipeline.processor
