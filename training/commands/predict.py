@@ -21,6 +21,9 @@ def add_arguments(parser) -> None:
     parser.add_argument("--features", metavar="DIR", help="cache of `mmcot features`, instead of the model's backbone")
     parser.add_argument("--num-beams", type=int, default=None)
     parser.add_argument("--max-new-tokens", type=int, default=None, help="limit of a rationale")
+    parser.add_argument(
+        "--save-gate", metavar="FILE", help="also write how much of each token the picture makes up, by skill (JSON)"
+    )
     parser.add_argument("--device", default=None, help="default: the first accelerator, else the CPU")
     parser.add_argument(
         "--dtype",
@@ -33,9 +36,13 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> int:
+    from pathlib import Path
+
     from mmcot.training.inference.predict import predict
 
     problems = problems_of(args, args.split)
+    if args.save_gate and Path(args.output).exists() and not Path(args.save_gate).exists():
+        return _save_gate(args, problems)  # it was cut off behind the predictions
     options = {"num_beams": args.num_beams, "max_new_tokens": args.max_new_tokens}
     path = predict(
         args.model,
@@ -51,4 +58,13 @@ def run(args) -> int:
         **{name: value for name, value in options.items() if value is not None},
     )
     print(f"{len(problems)} predictions in {path}")
+    return _save_gate(args, problems) if args.save_gate else 0
+
+
+def _save_gate(args, problems) -> int:
+    from mmcot.training.inference.gate import format_gate, save_gate
+
+    options = {name: getattr(args, name) for name in ("batch_size", "device", "features", "blank_images")}
+    print(format_gate(save_gate(args.model, problems, args.output, args.save_gate, **options)))
+    print(f"all of it: {args.save_gate}")
     return 0

@@ -204,7 +204,7 @@ def open_features(features, pipeline):
     return cache
 
 
-def _reader(processor, cache) -> Callable[[list[dict]], Any]:
+def reader(processor, cache) -> Callable[[list[dict]], Any]:
     """What makes a model's inputs of problems: the processor, or, with features, it for the text alone."""
     if cache is None:
         return processor
@@ -234,7 +234,7 @@ def answer_batches(
     generate_kwargs = generate_kwargs or {}
     answering = pipeline.answering
     options = answering.engine_options(mode, None, generate_kwargs)
-    read, model, processor = _reader(pipeline.processor, cache), pipeline.model, pipeline.processor
+    read, model, processor = reader(pipeline.processor, cache), pipeline.model, pipeline.processor
     if options is not None:
         options |= {"slots": batch_size, "weights": answering.weights()}
         yield from _streamed(model, processor, read, batches, **options)
