@@ -1,7 +1,7 @@
 """The fusion's gate over a data set: how much of each token's state the picture makes up, by skill.
 
 A token's gate is the mean over the state's values of `sigmoid(W_g [H; A])` (arXiv 2302.00923, section 4.2): 0 leaves
-the text as it is, 1 replaces it by what the token's attention found in the picture. Without a picture the gate isn't 0:
+the text as it is, 1 replaces it by what the token's attention found in the picture. Without one the gate isn't 0:
 the zero patch has a projection of its own.
 """
 
