@@ -19,6 +19,7 @@ COMMANDS = {
     "compare": ("compare", "several runs in one table, with paired tests"),
     "probe": ("probe", "ask again with another picture, order or rationale: do answers follow from them?"),
     "errors": ("errors", "draw wrong answers, label them, count hallucinations and what another run corrected"),
+    "caption": ("caption", "write captions of a data set's pictures"),
     "distill": ("distill", "let a teacher write rationales to train on"),
     "convert": ("convert", "turn the original project's checkpoints into a repository"),
     "reproduce": ("reproduce", "repeat a published result and compare"),
