@@ -3,8 +3,8 @@
 import argparse
 import time
 
-PARTS = ("train", "generate", "data", "processes")
-OF_A_SHAPE = ("train", "generate")
+PARTS = ("train", "generate", "peers", "data", "processes")
+OF_A_SHAPE = ("train", "generate", "peers")
 # of options that weren't given, on a CPU and on a GPU
 DEFAULTS = {
     "shape": (["small"], ["base", "large"]),
@@ -34,7 +34,7 @@ def benchmark(args: argparse.Namespace) -> dict:
     """
     import torch
 
-    from mmcot.training.benchmark import data, generate, measure, processes, train
+    from mmcot.training.benchmark import data, generate, measure, peers, processes, train
     from mmcot.training.common import UserError, write_json
 
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -44,12 +44,15 @@ def benchmark(args: argparse.Namespace) -> dict:
         torch.set_num_threads(args.threads)
     options = with_defaults(args, device.type)
     parts = PARTS if args.part == "all" else (args.part,)
+    if args.part == "all" and device.type != "cpu":
+        parts = tuple(part for part in PARTS if part != "peers")  # which compares on a CPU
     # part, shape: what depends on a shape once for each, the rest once
     work = [(part, shape) for shape in options.shape for part in parts if part in OF_A_SHAPE]
     work += [(part, options.shape[0]) for part in parts if part not in OF_A_SHAPE]
     functions = {
         "train": train.benchmark_training,
         "generate": generate.benchmark_generation,
+        "peers": peers.benchmark_peers,
         "data": data.benchmark_data,
         "processes": processes.benchmark_processes,
     }

@@ -45,6 +45,7 @@ def figures(parts: dict[str, dict]) -> list[tuple[str, str]]:
     functions = {
         "train": _train,
         "generate": _generate,
+        "peers": _peers,
         "data": _data,
         "processes": _processes,
     }
@@ -73,6 +74,15 @@ def _generate(found: dict):
     yield "test set of 4,241 questions, `mmcot predict`", f"{found['test_set_seconds']:.0f} s"
     yield "one question alone, by the pipeline", f"{_spread(found['single_question']['seconds'], '.2f')} s"
     yield "`mmcot predict` from its start to the first answer", f"{found['start_seconds']:.1f} s"
+
+
+def _peers(found: dict):
+    what = f"plain T5, text alone, rationales of {found['rationale_tokens']} tokens"
+    yield from _arms(found, what, "questions", "transformers float32")
+    for peer, ratio in found["over_peers"].items():
+        yield f"ours over {peer}, at equal precision", f"**{_spread(ratio, '.2f')}×**"
+    for name, seconds in found["single_question"].items():
+        yield f"one question alone, {name}", f"{_spread(seconds, '.3f')} s"
 
 
 def _data(found: dict):

@@ -1,9 +1,10 @@
-"""Time training, inference and the data path against the published project's way.
+"""Time training, inference and the data path against the published project's way and other programs.
 
   mmcot benchmark train --shape small --json train.json
   mmcot benchmark all --device cuda --json gpu.json
   mmcot benchmark --write-readme README.md --from gpu.json cpu.json
 
+`peers` runs a plain T5 in CTranslate2, onnxruntime (extra [peers]) and transformers.
 Arms take turns in one process, so that a busy machine slows both; ratios are pair by pair. Networks have random
 weights; questions are as long as ScienceQA's. Without --shape: small on a CPU, base and large on a GPU.
 """
@@ -39,10 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     number("--samples", None, "train: samples in one of our runs (default 48, or 1,024 on a GPU)")
     number("--original-steps", None, "train: steps in one run of the original (default 1, or 5)")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="train: also compiled (default: GPU)")
-    number("--questions", None, "generate: questions in one of our runs (default 256, or 4,241)")
+    number("--questions", None, "generate, peers: questions in one of our runs (default 256, or 4,241)")
     number("--original-questions", 8, "generate: questions in one run of the original (default 8)")
-    number("--max-new-tokens", None, "generate: limit of a rationale (default 32, or 512)")
-    number("--slots", None, "generate: rows written at a time (default 64, or 512)")
+    number("--max-new-tokens", None, "generate, peers: limit of a rationale (default 32, or 512)")
+    number("--slots", None, "generate, peers: rows written at a time (default 64, or 512)")
     number("--pictures", None, "train, generate: different pictures (default 64, or 1,024)")
     number("--cached-pictures", 11208, "data: pictures in the cache")
     number("--problems", 12726, "data: problems of the run that is started")
