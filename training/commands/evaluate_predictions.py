@@ -66,10 +66,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Score or compare, print the table, write the JSON file."""
     from mmcot.training.common import UserError, write_json
+    from mmcot.training.data.mixture import is_mixture
     from mmcot.training.evaluation.comparison import compare
     from mmcot.training.evaluation.protocol import protocol_of, rationale_format_of, told
     from mmcot.training.evaluation.reading import match, read_predictions, read_problems
-    from mmcot.training.evaluation.scoring import evaluate_predictions
+    from mmcot.training.evaluation.scoring import evaluate_predictions, evaluate_sources
     from mmcot.training.evaluation.tables import format_comparison, format_table
 
     problems, splits = read_problems(args.problems, args.split)
@@ -91,17 +92,20 @@ def run(args: argparse.Namespace) -> int:
         except UserError as error:
             hint = "; --partial scores what there is" if "without a prediction" in str(error) else ""
             raise UserError(f"{error}{hint}") from None
-        result = evaluate_predictions(
-            chosen,
-            predictions,
-            protocol=protocol_of(args.predictions, args.protocol),
-            rationale_format=rationale_format_of(args.predictions, args.rationale_format),
-            unparsable=args.unparsable,
-            seed=args.seed,
-            similarity_model=args.similarity_model,
-        )
+        options = {
+            "protocol": protocol_of(args.predictions, args.protocol),
+            "rationale_format": rationale_format_of(args.predictions, args.rationale_format),
+            "unparsable": args.unparsable,
+            "seed": args.seed,
+            "similarity_model": args.similarity_model,
+        }
+        result = evaluate_predictions(chosen, predictions, **options)
         result.update(told(args.predictions))
-        print(format_table({Path(args.predictions).stem: result}))
+        table = {Path(args.predictions).stem: result}
+        if is_mixture(args.problems):  # a row for each of its sources
+            result["sources"] = evaluate_sources(chosen, predictions, **options)
+            table |= result["sources"]
+        print(format_table(table))
         if args.partial:
             everything = len(splits.get(args.split, problems)) if args.split else len(problems)
             print(f"partial: {len(chosen)} of {everything} questions")

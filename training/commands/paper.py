@@ -4,6 +4,7 @@
   mmcot paper table3 data/scienceqa                 two stages: text alone, captions, vision
   mmcot paper ablations data/scienceqa              stages, vision, image features, size
   mmcot paper all embedded:                         all of it with small networks, on a CPU
+  mmcot paper aokvqa HuggingFaceM4/A-OKVQA          text alone and vision, on val
   mmcot paper table3 my-questions.jsonl --version v1 --rows text-only base num_train_epochs=5
 
 OUTPUT receives features/ (once a backbone), runs/ROW/ (as `mmcot train` leaves them), results.json and results.md with
@@ -16,7 +17,7 @@ from mmcot.training.commands.source import SOURCE
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("table", choices=("table2", "table3", "ablations", "all"), help="which rows")
+    parser.add_argument("table", choices=("table2", "table3", "ablations", "all", "aokvqa"), help="which rows")
     parser.add_argument("source", metavar="SOURCE", help=SOURCE)
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="values before those of every row's recipe")
     parser.add_argument("--version", choices=("v1", "v5"), default="v5", help="of the paper (default: v5)")

@@ -20,6 +20,7 @@ from mmcot.training.common import UserError
 from mmcot.training.data.files import hub_name, locate, source_stamp
 from mmcot.training.data.images import IMAGE_RULES
 from mmcot.training.data.keys import check_columns
+from mmcot.training.data.mixture import is_mixture, load_mixture
 from mmcot.training.data.reading import Reading, open_source
 from mmcot.training.data.records import LABEL_COLUMNS, SHOWN, shown
 from mmcot.training.data.splits import MADE, made_splits, split_members, split_name, told
@@ -69,6 +70,7 @@ def load_problems(
               `images/`; or AI2D's folder;
             - a Hub data set of such files, as `user/name` or `user/name@revision`. Of several configurations one is
               named: `lmms-lab/ScienceQA:ScienceQA-FULL`; so too for a folder;
+            - a YAML file that names several sources with weights (`mixture.py`);
             - "embedded", or "embedded:n=2000,seed=1,skills=a+b,val=200": n generated problems of each split but for
               the splits named with a size of their own.
         split: train, val, test, trainval, or another one in pid_splits.json; None for every problem. Where records
@@ -93,6 +95,10 @@ def load_problems(
     from datasets import Dataset, NamedSplit
     from datasets.exceptions import DatasetGenerationError
 
+    if is_mixture(source):
+        options = {"image_rule": image_rule, "require_answer": require_answer, "columns": columns}
+        options |= {"allow_urls": allow_urls, "allow_outside": allow_outside, "rationales": rationales}
+        return load_mixture(source, split, **options)
     if image_rule not in IMAGE_RULES:
         raise UserError(f"image_rule is {shown(image_rule)}; it must be one of {', '.join(IMAGE_RULES)}")
     if rationales not in ("first", "all"):

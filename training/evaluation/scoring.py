@@ -80,6 +80,31 @@ def evaluate_predictions(
     }
 
 
+def evaluate_sources(
+    problems: Mapping[str, Mapping] | Iterable[Mapping],
+    predictions: Mapping[str, Any] | Iterable[Mapping],
+    **options: Any,
+) -> dict[str, dict[str, Any]]:
+    """Scores of each source of a mixture (see `mmcot.training.data.mixture`), as `evaluate_predictions` gives them.
+
+    Args: as those of `evaluate_predictions`.
+
+    Returns:
+        name of the source → scores, in the sources' order.
+    """
+    from mmcot.training.data.mixture import source_of
+
+    problems, predictions = by_id(problems), by_id(predictions)
+    check_same_ids(problems, predictions)
+    ids: dict[str, list[str]] = {}
+    for id_ in problems:
+        ids.setdefault(source_of(id_), []).append(id_)
+    return {
+        name: evaluate_predictions({i: problems[i] for i in own}, {i: predictions[i] for i in own}, **options)
+        for name, own in ids.items()
+    }
+
+
 def _score_rationales(problems, predictions, rationale_format, similarity_model) -> tuple[dict[str, float], int]:
     written = {id_: _written(prediction) for id_, prediction in predictions.items()}
     if all(text is None for text in written.values()):

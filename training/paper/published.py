@@ -122,6 +122,9 @@ _ROWS_V5 = {
     "backbone-resnet": (82.86, None),
     "large-one-stage-qcm-a": (84.56, None),
     "large-text-only": (83.97, None),
+    # A-OKVQA, multiple choice, val
+    "aokvqa": (50.57, None),
+    "aokvqa-text-only": (47.86, None),
 }
 
 
@@ -139,8 +142,6 @@ def _published_rows() -> dict[tuple[str, str], PublishedRow]:
 
 
 PUBLISHED_ROWS = _published_rows()
-# A-OKVQA, multiple choice, validation split, accuracy in % [v5]
-PUBLISHED_AOKVQA = {"aokvqa": 50.57, "aokvqa-text-only": 47.86}
 # Tokens of the longest output (rationale and answer), and the limit: nothing was cut off [v1, v5]
 PUBLISHED_LENGTHS = {"longest_below": 400, "limit": 512}
 # Of 50 wrong answers of the text-only baseline, the share (%) with a hallucinated rationale, and the share (%) of

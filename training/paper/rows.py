@@ -20,6 +20,8 @@ TITLES = {
     "large": "large",
     "large-one-stage-qcm-a": "large without two stages",
     "large-text-only": "large without vision",
+    "aokvqa-text-only": "A-OKVQA, text alone",
+    "aokvqa": "A-OKVQA, vision",
 }
 
 # the first row of each table is what the others are tested against
@@ -51,11 +53,14 @@ TABLES = {
             "large-text-only",
         ),
     },
+    "aokvqa": {"v1": (), "v5": ("aokvqa-text-only", "aokvqa")},
 }
+ALL = ("table2", "table3", "ablations")  # of ScienceQA
 TABLE_TITLES = {
     "table2": "Table 2: one stage, text alone. R: rationale, A: answer",
     "table3": "Table 3: two stages. Rationale (ROUGE-L), then answer (accuracy)",
     "ablations": "Ablations: stages, vision, image features, size",
+    "aokvqa": "A-OKVQA, multiple choice, val",
 }
 
 
@@ -65,10 +70,10 @@ def recipe_name(row: str, version: str) -> str:
 
 
 def tables_of(name: str) -> tuple[str, ...]:
-    """The tables that "all", or the name of one, means."""
+    """The tables that "all" (those of ScienceQA), or the name of one, means."""
     if name != "all" and name not in TABLES:
         raise UserError(f"there is no table {name!r}: give one of {', '.join(TABLES)}, all")
-    return tuple(TABLES) if name == "all" else (name,)
+    return ALL if name == "all" else (name,)
 
 
 def rows_of(tables: tuple[str, ...], version: str, only: tuple[str, ...] = ()) -> tuple[str, ...]:
@@ -80,6 +85,8 @@ def rows_of(tables: tuple[str, ...], version: str, only: tuple[str, ...] = ()) -
     if version not in VERSIONS:
         raise UserError(f"there is no version {version!r} of the paper: give one of {', '.join(VERSIONS)}")
     rows = tuple(dict.fromkeys(row for table in tables for row in TABLES[table][version]))
+    if not rows:
+        raise UserError(f"{version} of the paper has no table {', '.join(tables)}: say --version v5")
     for row in only:
         if row not in rows:
             raise UserError(f"{', '.join(tables)} ({version}) has no row {row!r}; its rows: {', '.join(rows)}")

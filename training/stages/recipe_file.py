@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from mmcot.training.common import MissingFileError, UserError
+from mmcot.training.data.mixture import is_mixture, names_sources
 from mmcot.training.stages.recipe import STAGES, Recipe
 from mmcot.training.stages.recipe_values import from_dict
 
@@ -54,6 +55,8 @@ def _is_data(path: str | Path) -> bool:
     """Whether a path names problems rather than a recipe."""
     file, name = Path(path), str(path)
     if file.suffix.lower() in DATA_FILES or name.startswith("embedded:"):
+        return True
+    if is_mixture(file) and file.is_file() and names_sources(file):
         return True
     is_recipe = name in recipe_files() or file.suffix.lower() in (".yaml", ".yml")
     return not is_recipe and (file.is_dir() or (name.count("/") == 1 and not file.exists()))  # a Hub data set

@@ -47,6 +47,7 @@ def check_data(
     """
     from mmcot.training.data.files import locate
     from mmcot.training.data.keys import check_columns
+    from mmcot.training.data.mixture import is_mixture
     from mmcot.training.data.reading import open_source
 
     path, config = locate(source)
@@ -54,7 +55,9 @@ def check_data(
     options: dict[str, Any] = {"columns": columns, "allow_urls": allow_urls, "allow_outside": allow_outside}
     result: dict[str, Any] = {"source": str(source), "columns": [], "made_splits": False, "splits": {}, "faults": []}
     try:
-        result["columns"] = _columns(open_source(path, config, None, "none", mapped, urls=False, outside=True), mapped)
+        if not is_mixture(source):  # whose sources have columns of their own
+            opened = open_source(path, config, None, "none", mapped, urls=False, outside=True)
+            result["columns"] = _columns(opened, mapped)
         problems, result["made_splits"] = _load(source, splits, image_rule=image_rule, **options)
     except UserError as error:
         result["faults"].append(str(error))
