@@ -29,7 +29,7 @@ COMMANDS = {
         "report",
         "write a page about runs: tables, curves, calibration, right and wrong answers with attention",
     ),
-    "app": ("app", "ask a model in the browser (needs the [demo] extra)"),
+    "app": ("app", "ask a model in the browser, and leaf through its answers (needs the [demo] extra)"),
     "push": ("push", "publish a repository on the Hub"),
 }
 

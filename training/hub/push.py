@@ -6,12 +6,15 @@ states, no checkpoints, no logs.
 """
 
 import ast
+import contextlib
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from mmcot.training.common import MissingFileError, UserError
 from mmcot.training.hub.cards import REPOSITORY, loading_arguments
+from mmcot.training.hub.examples import example_files
 from mmcot.training.hub.extras import EVAL_RESULTS, PREDICTIONS, RESULTS
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
@@ -60,18 +63,13 @@ def push(
         MissingFileError: there is no such folder.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
     folder = Path(folder)
     files = check_repository(folder)
     card = (folder / "README.md").read_text(encoding="utf-8")
     api = HfApi(token=token)
     message = commit_message or "Upload with mmcot"
-    # RuntimeError: huggingface_hub's word for a large file that did not get through. And the HTTP library's own base
-    # class of errors, which isn't the same in all versions of huggingface_hub.
-    refusals = (HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, RuntimeError)
-    refusals += HfHubHTTPError.__bases__[:1]
-    try:
+    with refusals_told(repo_id, api.endpoint):
         repository = api.create_repo(repo_id, private=private or None, exist_ok=True)
         repo_id = repository.repo_id
         if revision is not None and revision != "main":
@@ -87,9 +85,22 @@ def push(
         if pinned:
             card = card.replace(REPOSITORY, loading_arguments(repo_id, commit.oid))
             commit = api.upload_file(path_or_fileobj=card.encode(), path_in_repo="README.md", **where)
-    except refusals as error:
-        raise UserError(f"{repo_id}: not uploaded to {api.endpoint}: {_cause(error)}") from error
     return f"{repository}/tree/{commit.oid}"
+
+
+@contextlib.contextmanager
+def refusals_told(repo_id: str, endpoint: str) -> Iterator[None]:
+    """One line where the Hub refuses or can't be reached."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
+
+    # RuntimeError: huggingface_hub's word for a large file that did not get through. And the HTTP library's own base
+    # class of errors, which isn't the same in all versions of huggingface_hub.
+    refusals = (HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, RuntimeError)
+    refusals += HfHubHTTPError.__bases__[:1]
+    try:
+        yield
+    except refusals as error:
+        raise UserError(f"{repo_id}: not uploaded to {endpoint}: {_cause(error)}") from error
 
 
 def _literally(name: str) -> str:
@@ -129,6 +140,7 @@ def check_repository(folder: str | Path) -> list[str]:
     except ValueError as error:
         raise UserError(f"{folder} is not a complete repository: {error}") from error
     files += [name for name in OPTIONAL_FILES if (folder / name).is_file()]
+    files += example_files(folder)
     files += [path.relative_to(folder).as_posix() for path in folder.glob(f"{EVAL_RESULTS}/*.yaml")]
     return sorted(dict.fromkeys(files))
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mmcot.training.hub.cards import DATASETS, config_facts, model_card
+from mmcot.training.hub.examples import write_examples
 from mmcot.training.hub.extras import choose_example, guessing, requirements_of, write_extras, write_picture
 from mmcot.training.stages.recipe import Recipe
 
@@ -48,6 +49,8 @@ def write_repository(run, rationale, answer, results: dict[str, dict], folder: P
         example["image"] = write_picture(example.pop("problem"), folder)
     card = model_card(results.get(split), facts)
     model.save_pretrained(folder, processor=run.processor, model_card=card)
+    if recipe.card_example and "test" in run.problems:
+        write_examples(run.problems["test"], folder)
     write_extras(folder, requirements, results, run.predictions_file("answer", "test"), dataset)
     _ordinary_modes(folder)
     return folder

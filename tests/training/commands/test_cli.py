@@ -85,20 +85,6 @@ def test_predictions_go_on_where_they_were_cut(two_stage_repository, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.jsonl", "whole.jsonl"]
 
 
-def test_app_asks_the_pipeline(two_stage_repository):
-    from mmcot.training.app import ask
-    from mmcot.training.inference.predict import load_pipeline
-
-    pipeline = load_pipeline(two_stage_repository, device="cpu")
-    picture = Image.new("RGB", (64, 64), "red")
-    rationale, answer, scores = ask(pipeline, picture, "What is it?", "red\n\n blue \n", "")
-    expected = pipeline({"question": "What is it?", "choices": ["red", "blue"], "context": "", "image": picture})
-    assert rationale == expected["rationale"] and answer == f"({expected['answer']}) {expected['answer_text']}"
-    assert list(scores) == ["(A) red", "(B) blue"] and sum(scores.values()) == pytest.approx(1, abs=1e-4)
-    with pytest.raises(ValueError, match="1 choice"):
-        ask(pipeline, None, "What is it?", "red", "")
-
-
 def test_app_without_gradio_says_what_to_install(two_stage_repository, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert main(["app", str(two_stage_repository)]) == 2

@@ -268,3 +268,19 @@ def test_command(hub, folder, capsys):
     assert shown.startswith(f"{hub.url}/tester/tiny/tree/{commit}\n") and HfApi().model_info("tester/tiny").private
     assert f'model="tester/tiny",\n                  revision="{commit}", trust_remote_code=True' in shown
     compile(shown.split("commit:\n")[1], "usage", "exec")
+
+
+def test_space_goes_beside_the_model_and_loads_its_commit(hub, folder, capsys):
+    from mmcot.training.cli import main
+
+    (folder / "examples").mkdir()
+    (folder / "examples" / "examples.json").write_text("[]")
+    assert main(["push", str(folder), "tester/tiny", "--space", "--dry-run"]) == 0
+    assert "To the Space tester/tiny would go: app.py" in capsys.readouterr().out
+    assert main(["push", str(folder), "tester/tiny", "--space", "tester/ask"]) == 0
+    assert "spaces/tester/ask is its page" in capsys.readouterr().out
+    files = hub.files("tester/ask", repo_type="space")
+    assert {"app.py", "README.md", "requirements.txt", "mmcot_app/page.py", "mmcot_app/drawing.py"} <= set(files)
+    commits = HfApi().list_repo_commits("tester/tiny")
+    assert commits[0].commit_id.encode() in files["app.py"] and b"import mmcot" not in files["mmcot_app/page.py"]
+    assert "examples/examples.json" in hub.files("tester/tiny")
