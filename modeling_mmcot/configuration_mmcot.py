@@ -8,7 +8,7 @@ from .errors_mmcot import ModelError  # first, as it says so if transformers is 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, T5Config
 
 VISION_FEATURES = ("last_hidden_state", "pooler_output")
-FUSION_GATES = ("sigmoid", "none")
+FUSION_GATES = ("sigmoid", "tanh", "none")
 STAGES = (None, "rationale", "answer")
 
 
@@ -40,7 +40,8 @@ class MMCoTConfig(T5Config):
         vision_feature: the backbone's output to use: `"last_hidden_state"` (patches), `"pooler_output"` (one vector).
         image_feature_size: width of an image feature; the backbone's by default. Without either there is no fusion.
         fusion_num_heads: heads of the attention over patches (the paper's: 1).
-        fusion_gate: `"sigmoid"`, the mix of text and image of arXiv 2302.00923, section 4.2, or `"none"`, their sum.
+        fusion_gate: `"sigmoid"`, the mix of text and image of arXiv 2302.00923, section 4.2; `"tanh"`, text plus a
+            learnt share of the image that begins at 0 (Flamingo, arXiv 2204.14198); or `"none"`, their sum.
         freeze_vision: the backbone is not trained and stays in evaluation mode.
         stage: what the weights were trained for, `"rationale"` or `"answer"`, if known.
         prompt_format: the prompt format they were trained for, such as `"QCM-E"`.

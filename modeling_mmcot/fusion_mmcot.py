@@ -20,10 +20,11 @@ class GatedFusion(nn.Module):
         hidden_size: width of the text's hidden states.
         image_size: width of the image features.
         num_heads: attention heads; must divide `hidden_size`.
-        gated: without the gate, `H' = H + A`.
+        gate: "sigmoid" as above; "tanh": `H' = H + tanh(a) * A` with one learnt number, which begins at 0, so that a
+            pretrained T5 begins as it is (Flamingo, arXiv 2204.14198, section 2.2); "none": `H' = H + A`.
     """
 
-    def __init__(self, hidden_size: int, image_size: int, num_heads: int = 1, gated: bool = True):
+    def __init__(self, hidden_size: int, image_size: int, num_heads: int = 1, gate: str = "sigmoid"):
         super().__init__()
         if hidden_size % num_heads:
             raise ModelError(f"{num_heads} heads don't divide a hidden size of {hidden_size}")
@@ -34,7 +35,8 @@ class GatedFusion(nn.Module):
         self.k_proj = nn.Linear(hidden_size, hidden_size)
         self.v_proj = nn.Linear(hidden_size, hidden_size)
         self.out_proj = nn.Linear(hidden_size, hidden_size)
-        self.gate_proj = nn.Linear(2 * hidden_size, hidden_size) if gated else None
+        self.gate_proj = nn.Linear(2 * hidden_size, hidden_size) if gate == "sigmoid" else None
+        self.gate_scale = nn.Parameter(torch.zeros(1)) if gate == "tanh" else None
 
     def forward(
         self,
@@ -75,10 +77,14 @@ class GatedFusion(nn.Module):
             # not by `attn_implementation`: the one head is too wide for the kernels of flash and flex attention
             found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         found = self.out_proj(found.transpose(1, 2).flatten(2))  # (B, T, D)
-        if self.gate_proj is None:
+        if self.gate_proj is not None:
+            gate = torch.sigmoid(self.gate_proj(torch.cat([hidden_states, found], dim=-1)))
+            fused = (1 - gate) * hidden_states + gate * found
+        elif self.gate_scale is not None:
+            gate = self.gate_scale.tanh().to(found.dtype).expand_as(found)
+            fused = hidden_states + gate * found
+        else:
             return hidden_states + found, attention, None
-        gate = torch.sigmoid(self.gate_proj(torch.cat([hidden_states, found], dim=-1)))
-        fused = (1 - gate) * hidden_states + gate * found
         return fused, attention, gate if output_attentions else None
 
     def _split_heads(self, states: Tensor) -> Tensor:

@@ -82,6 +82,8 @@ class MMCoTPreTrainedModel(T5PreTrainedModel):
                 init.uniform_(linear.weight, -bound, bound)
                 init.uniform_(linear.bias, -bound, bound)
         init.zeros_(fusion.out_proj.bias)
+        if fusion.gate_scale is not None:
+            init.zeros_(fusion.gate_scale)
         for linear in (fusion.q_proj, fusion.k_proj, fusion.v_proj):
             bound = (6 / (4 * linear.in_features)) ** 0.5  # Xavier over the three stacked, as PyTorch keeps them
             init.uniform_(linear.weight, -bound, bound)
@@ -99,8 +101,8 @@ class MMCoTEncoder(MMCoTPreTrainedModel, T5Stack):
             if config.image_feature_size is None:
                 config.image_feature_size = vision_feature_size(self.vision, config.vision_feature)
         if config.image_feature_size is not None:
-            gated = config.fusion_gate == "sigmoid"
-            self.fusion = GatedFusion(config.d_model, config.image_feature_size, config.fusion_num_heads, gated)
+            sizes = (config.d_model, config.image_feature_size, config.fusion_num_heads)
+            self.fusion = GatedFusion(*sizes, config.fusion_gate)
         self.post_init()  # T5Stack has called it before these two existed
         self.train(self.training)
 

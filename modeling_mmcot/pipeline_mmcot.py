@@ -9,7 +9,8 @@ from transformers import Pipeline
 from .answers_mmcot import check_mode, check_vocabulary
 from .errors_mmcot import ModelError
 
-OWN_OPTIONS = ("mode", "return_attention", "self_consistency", "blank_image")
+OWN_OPTIONS = ("mode", "return_attention", "self_consistency", "choose", "blank_image")
+CHOICES = ("votes", "scores", "confidence")
 LIMITS = {"max_length": None, "max_new_tokens": None}  # two names of one thing: a call's replaces the pipeline's
 
 
@@ -47,7 +48,10 @@ class MMCoTPipeline(Pipeline):
             paper does; an answer that can't be read is then None.
         return_attention: give `attention` with the attention of both stages over the patches, averaged over heads
             (`rationale`: source tokens × patches, `answer`: likewise).
-        self_consistency: sample this many rationales and let their answers vote (with `temperature`, `top_p`, …).
+        self_consistency: sample this many rationales, of which `choose` makes one answer (with `temperature`, `top_p`,
+            …). `num_beams` and `num_return_sequences` give it the best beams instead.
+        choose: "votes" (default): the most frequent answer; "scores": the highest sum of the choices' probabilities;
+            "confidence": the answer of the rationale that the answer stage is most sure about.
         blank_image: answer a second time without the picture and give that as `without_image`.
         batch_size, and every generation option (`num_beams`, `max_new_tokens`, …), which hold for the rationale.
 
@@ -82,6 +86,8 @@ class MMCoTPipeline(Pipeline):
         rationales = options.get("self_consistency", 1)
         if not isinstance(rationales, int) or rationales < 1:
             raise ModelError(f"`self_consistency` is a number of rationales, at least 1, not {rationales!r}")
+        if options.get("choose", "votes") not in CHOICES:
+            raise ModelError(f"`choose` is one of {', '.join(map(repr, CHOICES))}, not {options['choose']!r}")
         return {}, options, {}
 
     def __call__(self, problems: Any, **options: Any) -> dict | list[dict] | Iterator[dict]:
@@ -120,6 +126,7 @@ class MMCoTPipeline(Pipeline):
         mode: str = "score",
         return_attention: bool = False,
         self_consistency: int = 1,
+        choose: str = "votes",
         blank_image: bool = False,
         **generate_kwargs,
     ) -> dict:
@@ -128,14 +135,14 @@ class MMCoTPipeline(Pipeline):
             if generate_kwargs.get("num_return_sequences", self_consistency) != self_consistency:
                 raise ModelError("give either `self_consistency` or `num_return_sequences`: both count the rationales")
             generate_kwargs = {"do_sample": True, **generate_kwargs, "num_return_sequences": self_consistency}
-        results = self._answer(problems, mode, return_attention, generate_kwargs)
+        results = self._answer(problems, mode, return_attention, choose, generate_kwargs)
         if blank_image:
             blind = [{**problem, "images": []} for problem in problems]
-            for result, other in zip(results, self._answer(blind, mode, False, generate_kwargs), strict=True):
+            for result, other in zip(results, self._answer(blind, mode, False, choose, generate_kwargs), strict=True):
                 result["without_image"] = other
         return {"result": results}
 
-    def _answer(self, problems: list[dict], mode: str, return_attention: bool, generate_kwargs: dict) -> list[dict]:
+    def _answer(self, problems: list[dict], mode: str, return_attention: bool, choose: str, generate_kwargs) -> list:
         encoded = self.processor(problems, return_tensors="pt").to(self.device)
         outputs = self.model.generate(**encoded, mode=mode, output_image_attention=return_attention, **generate_kwargs)
         repeats = len(outputs.option_log_probs) // len(problems)
@@ -144,7 +151,7 @@ class MMCoTPipeline(Pipeline):
         if return_attention:
             for i, result in enumerate(results):
                 result["attention"] = _attention(outputs, encoded["attention_mask"], i, repeats)
-        return [_vote(results[i : i + repeats]) for i in range(0, len(results), repeats)]
+        return [choose_result(results[i : i + repeats], choose) for i in range(0, len(results), repeats)]
 
     def postprocess(self, outputs: dict) -> dict:
         result = outputs["result"]
@@ -172,24 +179,34 @@ def _attention(outputs: Any, source_mask: torch.Tensor, row: int, repeats: int) 
     return arrays
 
 
-def _vote(results: list[dict]) -> dict:
-    """The result of the answer with most votes, with `votes`.
+def choose_result(results: list[dict], choose: str = "votes") -> dict:
+    """One result of those that several rationales gave, with `votes` (answer → rationales that led to it).
 
-    The vote's tie goes to the higher summed score, then to the more confident rationale. Of those that agree, the most
-    confident rationale is given.
+    Args:
+        results: each with `answer` (None where it can't be read) and `scores`, by answer; None where there are none.
+        choose: what decides: "votes", a tie by the summed scores; "scores", their sum over all; "confidence", the
+            highest score of a single rationale. Of the rationales that led to the answer the most confident is given.
     """
     if len(results) == 1:
         return results[0]
 
-    def score(result: Any) -> float:
-        return (result["scores"] or {}).get(result["answer"], 0.0)
+    def score(result: Any, answer: Any) -> float:
+        scores = result.get("scores") or {}
+        return scores.get(answer, 0.0) if isinstance(scores, dict) else scores[answer]
 
-    agreeing: dict[str, list[dict]] = {}
+    agreeing: dict[Any, list[dict]] = {}
     for result in results:
         if result["answer"] is not None:
             agreeing.setdefault(result["answer"], []).append(result)
-    votes = {letter: len(group) for letter, group in agreeing.items()}
+    votes = {answer: len(group) for answer, group in agreeing.items()}
     if not votes:
         return {**results[0], "votes": votes}
-    winner = max(agreeing.values(), key=lambda group: (len(group), sum(map(score, group)), max(map(score, group))))
-    return {**max(winner, key=score), "votes": votes}
+
+    def rank(answer: Any) -> tuple:
+        # a sum over those that agree breaks a tie of votes; as the judge it is over all
+        own = [score(result, answer) for result in agreeing[answer]]
+        everyone = sum(score(result, answer) for result in results)
+        return {"votes": (len(own), sum(own)), "scores": (everyone,), "confidence": ()}[choose] + (max(own),)
+
+    winner = max(agreeing, key=rank)
+    return {**max(agreeing[winner], key=lambda result: score(result, winner)), "votes": votes}

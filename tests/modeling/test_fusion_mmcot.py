@@ -57,10 +57,10 @@ def test_repeated_patches_equal_one(fusion, text):
     torch.testing.assert_close(fusion(text, vector)[0], fusion(text, vector.expand(-1, 512, -1))[0])
 
 
-@pytest.mark.parametrize("gated", [True, False])
-def test_no_image_is_a_zero_patch_with_less_arithmetic(text, gated):
+@pytest.mark.parametrize("gate", ["sigmoid", "tanh", "none"])
+def test_no_image_is_a_zero_patch_with_less_arithmetic(text, gate):
     torch.manual_seed(0)
-    fusion = GatedFusion(D, W, gated=gated)
+    fusion = GatedFusion(D, W, gate=gate)
     with torch.no_grad():
         for parameter in fusion.parameters():
             parameter.normal_()  # biases too
@@ -91,8 +91,21 @@ def test_masked_patches_are_not_seen(fusion, text):
     torch.testing.assert_close(fused[1:], fusion(text[1:], image[1:, :3])[0])
 
 
+def test_a_tanh_gate_begins_with_the_text_alone(text):
+    fusion = GatedFusion(D, W, gate="tanh")
+    image = torch.randn(2, 3, W)
+    fused, _, gate = fusion(text, image, output_attentions=True)
+    torch.testing.assert_close(fused, text)
+    assert gate.shape == text.shape and not gate.any()
+    fusion.gate_scale.data.fill_(0.5)
+    summed = GatedFusion(D, W, gate="none")
+    summed.load_state_dict({name: value for name, value in fusion.state_dict().items() if name != "gate_scale"})
+    share = torch.tensor(0.5).tanh()
+    torch.testing.assert_close(fusion(text, image)[0], text + share * (summed(text, image)[0] - text))
+
+
 def test_without_a_gate_the_two_are_summed(text):
-    fusion = GatedFusion(D, W, gated=False)
+    fusion = GatedFusion(D, W, gate="none")
     assert not any("gate" in name for name, _ in fusion.named_parameters())
     gated = GatedFusion(D, W)
     gated.load_state_dict(fusion.state_dict(), strict=False)

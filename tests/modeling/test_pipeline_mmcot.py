@@ -16,7 +16,7 @@ from two_stage_models import make_stage
 
 from mmcot import MMCoTPipeline, MMCoTProcessor
 from mmcot.errors_mmcot import ModelError
-from mmcot.pipeline_mmcot import _vote
+from mmcot.pipeline_mmcot import choose_result
 from mmcot.processing import image_processor_for
 from mmcot.training.data.embedded.generate import generate_problems
 from mmcot.training.inference.predict import load_pipeline
@@ -194,7 +194,7 @@ def test_self_consistency_votes(pipe, problems):
 def vote(*results):
     """Of (answer, its score, name of the rationale): the winning rationale's name, and the votes."""
     rows = [{"answer": a, "scores": None if s is None else {a: s, "Z": 1 - s}, "name": n} for a, s, n in results]
-    won = _vote(rows)
+    won = choose_result(rows)
     return won["name"], won["votes"]
 
 
@@ -208,6 +208,24 @@ def test_most_votes_win_then_the_summed_score_then_the_more_confident_rationale(
     assert vote((None, 0.99, "none"), (None, 0.9, "none"), ("A", 0.1, "a")) == ("a", {"A": 1})
     assert vote(("A", None, "a"), ("B", None, "b"), ("B", None, "b2")) == ("b", {"A": 1, "B": 2})
     assert vote((None, 0.5, "first"), (None, 0.6, "second")) == ("first", {})
+
+
+def test_other_ways_to_choose_among_rationales(pipe, problems):
+    def chosen(how, *rows):
+        return choose_result([{"answer": a, "scores": s, "name": n} for a, s, n in rows], how)["name"]
+
+    rows = [("A", {"A": 0.5, "B": 0.4, "C": 0.1}, "a1"), ("A", {"A": 0.5, "B": 0.4, "C": 0.1}, "a2")]
+    rows += [("B", {"A": 0.1, "B": 0.8, "C": 0.1}, "b"), ("C", {"A": 0.1, "B": 0.0, "C": 0.9}, "c")]
+    assert chosen("votes", *rows) == "a1"
+    assert chosen("scores", *rows) == "b"  # A 1.2, B 1.6, C 1.2
+    assert chosen("confidence", *rows) == "c"
+    # as lists, with an index for an answer, as other methods of reasoning have them
+    listed = [("ABC".index(a), list(s.values()), n) for a, s, n in rows]
+    assert [chosen(how, *listed) for how in ("votes", "scores", "confidence")] == ["a1", "b", "c"]
+    beams = pipe(problems[0], num_beams=3, num_return_sequences=3, choose="confidence")
+    assert sum(beams["votes"].values()) == 3
+    with pytest.raises(ModelError, match="`choose` is one of.*'luck'"):
+        pipe(problems[0], self_consistency=2, choose="luck")
 
 
 def test_options_of_a_call_win_over_the_pipelines(two_stage_repository, problems):

@@ -38,6 +38,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="score what is predicted; leave out questions without a prediction",
     )
+    parser.add_argument(
+        "--risk-coverage", action="store_true", help="also: accuracy of the answers that the model is surest about"
+    )
+    parser.add_argument(
+        "--abstain-below",
+        type=float,
+        metavar="P",
+        help="give no answer whose probability is smaller (choose P on validation data); implies --risk-coverage",
+    )
     parser.add_argument("--json", metavar="OUT", help="write the result here")
     parser.add_argument(
         "--protocol",
@@ -74,6 +83,8 @@ def run(args: argparse.Namespace) -> int:
     from mmcot.training.evaluation.tables import format_comparison, format_table
 
     problems, splits = read_problems(args.problems, args.split)
+    if args.compare and (args.risk_coverage or args.abstain_below is not None):
+        raise UserError("--risk-coverage is of one file: give --predictions")
     if args.compare:
         protocols = {file: protocol_of(file, args.protocol, required=False) for file in args.compare}
         if len(set(protocols.values())) > 1:
@@ -106,6 +117,12 @@ def run(args: argparse.Namespace) -> int:
             result["sources"] = evaluate_sources(chosen, predictions, **options)
             table |= result["sources"]
         print(format_table(table))
+        if args.risk_coverage or args.abstain_below is not None:
+            from mmcot.training.evaluation.selective import format_risk_coverage, risk_coverage
+
+            result["selective"] = risk_coverage(chosen, predictions, abstain_below=args.abstain_below)
+        if "selective" in result:
+            print(format_risk_coverage(result["selective"]))
         if args.partial:
             everything = len(splits.get(args.split, problems)) if args.split else len(problems)
             print(f"partial: {len(chosen)} of {everything} questions")

@@ -20,6 +20,22 @@ def add_arguments(parser) -> None:
     parser.add_argument("--blank-images", action="store_true", help="what would it say without the pictures?")
     parser.add_argument("--features", metavar="DIR", help="cache of `mmcot features`, instead of the model's backbone")
     parser.add_argument("--num-beams", type=int, default=None)
+    parser.add_argument(
+        "--rationales",
+        type=int,
+        default=1,
+        metavar="K",
+        help="sample K rationales a question (self-consistency); with --num-beams its K best beams",
+    )
+    parser.add_argument(
+        "--choose",
+        choices=("votes", "scores", "confidence"),
+        default=None,
+        help="what makes one answer of several rationales: votes (default), the sum of the choices' probabilities, or "
+        "the answer stage's confidence",
+    )
+    parser.add_argument("--temperature", type=float, default=None, help="of sampled rationales")
+    parser.add_argument("--seed", type=int, default=0, help="of sampled rationales (default: 0)")
     parser.add_argument("--max-new-tokens", type=int, default=None, help="limit of a rationale")
     parser.add_argument(
         "--save-gate", metavar="FILE", help="also write how much of each token the picture makes up, by skill (JSON)"
@@ -43,7 +59,7 @@ def run(args) -> int:
     problems = problems_of(args, args.split)
     if args.save_gate and Path(args.output).exists() and not Path(args.save_gate).exists():
         return _save_gate(args, problems)  # it was cut off behind the predictions
-    options = {"num_beams": args.num_beams, "max_new_tokens": args.max_new_tokens}
+    options = {"num_beams": args.num_beams, "max_new_tokens": args.max_new_tokens, **_several(args)}
     path = predict(
         args.model,
         problems,
@@ -55,6 +71,7 @@ def run(args) -> int:
         dtype=args.dtype,
         features=args.features,
         source=args.problems,
+        seed=args.seed,
         **{name: value for name, value in options.items() if value is not None},
     )
     print(f"{len(problems)} predictions in {path}")
@@ -68,3 +85,25 @@ def _save_gate(args, problems) -> int:
     print(format_gate(save_gate(args.model, problems, args.output, args.save_gate, **options)))
     print(f"all of it: {args.save_gate}")
     return 0
+
+
+def _several(args) -> dict:
+    """The pipeline's options for several rationales a question."""
+    from mmcot.training.common import UserError
+
+    count, beams = args.rationales, args.num_beams or 1
+    if count < 1:
+        raise UserError(f"--rationales {count}: give a whole number of at least 1")
+    if count == 1:
+        given = {"--choose": args.choose, "--temperature": args.temperature}
+        for option, value in given.items():
+            if value is not None:
+                raise UserError(f"{option} has no effect on one rationale a question: give --rationales too")
+        return {}
+    if beams > 1:
+        if count > beams:
+            raise UserError(f"--rationales {count}: a search with --num-beams {beams} has {beams} at most")
+        if args.temperature is not None:
+            raise UserError("--temperature has no effect on a beam search: leave out it or --num-beams")
+        return {"num_return_sequences": count, "choose": args.choose}
+    return {"self_consistency": count, "choose": args.choose, "temperature": args.temperature}

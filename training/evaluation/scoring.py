@@ -4,8 +4,6 @@
     problems, predictions = match(problems, splits, read_predictions("predictions.jsonl"))
     result = evaluate_predictions(problems, predictions)
     print(format_table({"my model": result}))
-from mmcot.training.common import UserError
-
 
 Every result names its protocol: `generated` (rationales decoded freely; the default) or `teacher_forced` (the decoder
 was fed the gold rationale, as for the paper's first tables; see docs/protocols.md).

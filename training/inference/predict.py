@@ -64,6 +64,7 @@ def predict(
     dtype: str = "auto",
     features=None,
     source: str | None = None,
+    seed: int = 0,
     **generate_kwargs: Any,
 ) -> Path:
     """Writes predictions of `problems` (a Dataset of records) by a two-stage or one-stage model.
@@ -79,7 +80,9 @@ def predict(
         dtype: as in `load_pipeline`; the file's header names the one that was taken.
         features: a `FeatureCache` or its folder (`mmcot features`), read instead of running the model's backbone.
         source: where the problems come from, for the file's header.
-        generate_kwargs: options of generation, of the rationale or of a one-stage model's text.
+        seed: of sampled rationales.
+        generate_kwargs: options of generation, of the rationale or of a one-stage model's text; and the pipeline's
+            `self_consistency` and `choose`, for several rationales a problem.
 
     Raises:
         UserError: the file is there already, an option makes no sense, features are another backbone's, or an
@@ -100,7 +103,9 @@ def predict(
     state = PartialState(cpu=str(device) == "cpu")
     pipeline = load_pipeline(model, device if state.num_processes == 1 else state.device, dtype)
     cache = None if features is None or blank_images else open_features(features, pipeline)
-    facts = _header(pipeline, model, problems, mode, blank_images, cache, source, generate_kwargs)
+    sampled = generate_kwargs.get("self_consistency", 1) > 1 or bool(generate_kwargs.get("do_sample"))
+    decoding = {**generate_kwargs, "seed": seed} if sampled else generate_kwargs
+    facts = _header(pipeline, model, problems, mode, blank_images, cache, source, decoding)
     ids = problems["id"][:]
     # longest first: rows of like length share a batch, and memory runs out at once or never
     lengths = [
@@ -112,7 +117,7 @@ def predict(
         todo = [i for i in order if ids[i] not in writer.done]
         batches = (_records(problems, todo[i : i + batch_size], blank_images) for i in range(0, len(todo), batch_size))
         with tqdm(total=len(todo), unit="problem", disable=not state.is_main_process) as progress:
-            for id_, result in answer_batches(pipeline, batches, batch_size, mode, cache, generate_kwargs):
+            for id_, result in answer_batches(pipeline, batches, batch_size, mode, cache, generate_kwargs, seed):
                 writer.add(prediction_record(id_, result))
                 progress.update()
     state.wait_for_everyone()
@@ -228,6 +233,7 @@ def answer_batches(
     mode: str = "score",
     cache=None,
     generate_kwargs: dict | None = None,
+    seed: int = 0,
 ) -> Iterator[tuple[str, dict]]:
     """(id, result) of each problem: without waiting for the longest rationale of a batch where the fast decoder takes
     the call, else by batches of the pipeline."""
@@ -239,10 +245,16 @@ def answer_batches(
         options |= {"slots": batch_size, "weights": answering.weights()}
         yield from _streamed(model, processor, read, batches, **options)
         return
+    import zlib
+
+    from transformers import set_seed
+
     votes = generate_kwargs.get("self_consistency", 1), generate_kwargs.get("num_return_sequences", 1)
     if cache is not None and max(votes) > 1:
         raise UserError("several rationales of a problem don't go with features: leave --features out")
     for batch in batches:
+        # by the questions: what is gone on with, or shared by several processes, repeats no stream of numbers
+        set_seed(zlib.crc32(repr((seed, [problem["id"] for problem in batch])).encode()))
         if cache is None:
             results = pipeline(batch, batch_size=batch_size, mode=mode, **generate_kwargs)
         else:

@@ -1,7 +1,6 @@
 """What methods share: a problem as text, letters read from completions, votes."""
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -56,16 +55,17 @@ def read_answer(text: str, problem: Mapping[str, Any], begun: bool = False) -> i
 
 
 def vote(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The most frequent answer of several samples (Wang et al. 2022); a tie goes to the one that was given first.
+    """The most frequent answer of several samples (Wang et al. 2022); a tie goes to the one with the higher scores,
+    then to the one that was given first.
 
-    Samples without an answer don't vote. The rationale is that of the first sample with the winning answer.
+    Samples without an answer don't vote. The rationale is that of the most confident, or first, sample that agrees.
     """
-    counts = Counter(sample["answer"] for sample in samples if sample["answer"] is not None)
-    if not counts:
-        return dict(samples[0])
-    winner = counts.most_common(1)[0][0]  # Counter keeps the order of first occurrence among equals
-    first = next(sample for sample in samples if sample["answer"] == winner)
-    return {**first, "votes": {option_letter(index): count for index, count in sorted(counts.items())}}
+    from mmcot.pipeline_mmcot import choose_result
+
+    chosen = dict(choose_result(list(samples)))
+    if "votes" in chosen:
+        chosen["votes"] = {option_letter(index): count for index, count in sorted(chosen["votes"].items())}
+    return chosen
 
 
 def steps_of(rationale: str) -> int:

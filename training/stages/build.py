@@ -99,6 +99,8 @@ def build_stage_model(recipe: Recipe, stage: str, vocab_size: int, feature_size:
         "freeze_vision": recipe.freeze_vision,
         "image_feature_size": feature_size,
     }
+    fusion = {"fusion_num_heads": recipe.fusion_num_heads, "fusion_gate": recipe.fusion_gate}
+    settings |= {name: value for name, value in fusion.items() if value is not None}
     vision_config, vision, settings["vision_feature"] = (None, None, "last_hidden_state")
     if feature_size is None:
         vision_config, vision, settings["vision_feature"] = vision_of(recipe)

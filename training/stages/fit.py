@@ -75,6 +75,7 @@ def train_stage(
         callbacks=callbacks,
         position_bias_lr=recipe.position_bias_lr,
         tokens_per_batch=recipe.tokens_per_batch,
+        dropout_passes=recipe.dropout_passes,
     )
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)

@@ -52,11 +52,13 @@ def training_identity(run, stage: str) -> dict[str, Any]:
     found |= {"model": _content(recipe.model), "tokenizer": _content(recipe.tokenizer)}
     names = ["answer_format"] if stage == "answer" else ["rationale_format"]
     names += ["use_caption", "max_source_length", "max_target_length", "source_truncation", "loss_on_padding"]
-    names += ["tokens_per_batch", "position_bias_lr", "share_stages"]
+    names += ["tokens_per_batch", "position_bias_lr", "share_stages", "dropout_passes"]
     if stage == "answer" or recipe.share_stages:
         names += ["answer_format", "rationale_format", "gold_rationales"]
+        if recipe.cross_fit is not None:
+            found["cross_fit"] = [recipe.cross_fit, training_identity(run, "rationale")]
     if recipe.vision is not None or recipe.features is not None:
-        names += ["vision_feature", "image_size", "freeze_vision", "image_rule"]
+        names += ["vision_feature", "image_size", "freeze_vision", "image_rule", "fusion_num_heads", "fusion_gate"]
         found |= {"vision": _content(recipe.vision), "features": run.features_fingerprint}
     found |= {name: getattr(recipe, name) for name in names}
     chooses = chooses_checkpoint(run.recipe, stage)

@@ -63,12 +63,17 @@ class Recipe:
         image_size: pixels to which images are brought, for a fresh backbone; by default the backbone's.
         features: cache of image features (`mmcot features`), read instead of running the backbone.
         freeze_vision: leave the backbone as it is.
+        fusion_num_heads: heads of the attention over patches; by default the checkpoint's, or 1 (the paper's).
+        fusion_gate: "sigmoid" (the paper's), "tanh" (a learnt share that begins at 0) or "none"; by default the
+            checkpoint's, or "sigmoid".
         keep_images: hold preprocessed images in memory; for small sets and many epochs.
         share_stages: train one set of weights for both stages, on the samples of both.
         rationale_format: prompt format of the rationale stage; null makes a one-stage run.
         answer_format: prompt format of the answer stage, or of the one stage.
         gold_rationales: what the answer stage trains on: the rationale stage's "target", or "lecture_and_solution" as
             the original does in every format.
+        cross_fit: number of folds; the answer stage then trains on rationales that rationale stages wrote which never
+            saw the question, as it will read them, instead of gold ones. Trains the rationale stage once more a fold.
         use_caption: captions join the context.
         max_source_length: tokens of a source; longer ones are shortened by `source_truncation`.
         max_target_length: tokens of a target; longer ones are cut, the closing token kept.
@@ -76,6 +81,8 @@ class Recipe:
         loss_on_padding: pad targets to max_target_length and count padding in the loss, as the original does.
         tokens_per_batch: source plus target tokens of a process's batch, on average, in place of
             `per_device_train_batch_size` samples: long samples come in small batches, short ones in large.
+        dropout_passes: forward passes with dropout a training step, whose probabilities are averaged before the loss
+            (after MC-CoT's voting, arXiv 2311.14109); each costs a whole pass.
         position_bias_lr: learning rate of the relative position biases, as a multiple; for networks from scratch.
         protocol: how test rationales come about: "generated", or the original v1's "teacher_forced".
         answer_mode: "score" the choices' letters, or "generate" and parse the answer as the paper does.
@@ -112,17 +119,21 @@ class Recipe:
     image_size: int | None = None
     features: str | None = None
     freeze_vision: bool = True
+    fusion_num_heads: int | None = None
+    fusion_gate: str | None = None
     keep_images: bool = False
     share_stages: bool = False
     rationale_format: str | None = "QCM-E"
     answer_format: str = "QCMG-A"
     gold_rationales: str = "target"
+    cross_fit: int | None = None
     use_caption: bool = False
     max_source_length: int = 512
     max_target_length: int = 512
     source_truncation: str = "keep_ends"
     loss_on_padding: bool = False
     tokens_per_batch: int | None = None
+    dropout_passes: int = 1
     position_bias_lr: float = 1.0
     protocol: str = "generated"
     answer_mode: str = "score"

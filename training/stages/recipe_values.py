@@ -19,9 +19,11 @@ CHOICES = {
     "gold_rationales": ("target", "lecture_and_solution"),
     "source_truncation": ("keep_ends", "end"),
     "dtype": ("auto", "float32", "bfloat16", "int8"),
+    "fusion_gate": (None, "sigmoid", "tanh", "none"),
 }
 # Ours that a stage's section may hold; the others hold for the run.
 STAGE_KEYS = {"model", "vision", "freeze_vision", "keep_images", "max_target_length", "loss_on_padding"}
+STAGE_KEYS |= {"fusion_num_heads", "fusion_gate", "dropout_passes"}
 STAGE_KEYS |= {"tokens_per_batch", "position_bias_lr", "protocol", "answer_mode", "max_new_tokens", "num_beams"}
 STAGE_KEYS |= {"dtype"}
 # transformers' that hold for the run, so not for one of its stages
@@ -36,7 +38,8 @@ LEAST_ONE |= {"dataloader_prefetch_factor", "torch_empty_cache_steps"}
 LEAST_ZERO = {"learning_rate", "weight_decay", "warmup_steps", "max_grad_norm", "adam_epsilon", "adam_beta1"}
 LEAST_ZERO |= {"adam_beta2", "label_smoothing_factor", "neftune_noise_alpha", "dataloader_num_workers", "eval_delay"}
 LEAST_ZERO |= {"seed", "data_seed"}
-LEAST = dict.fromkeys(LEAST_ONE, 1) | dict.fromkeys(LEAST_ZERO, 0)
+LEAST_ONE |= {"fusion_num_heads", "dropout_passes"}
+LEAST = {"cross_fit": 2} | dict.fromkeys(LEAST_ONE, 1) | dict.fromkeys(LEAST_ZERO, 0)
 ABOVE_ZERO = {"position_bias_lr", "num_train_epochs", "save_steps", "eval_steps", "logging_steps"}
 MOST = {"label_smoothing_factor": 1, "adam_beta1": 1, "adam_beta2": 1, "seed": 2**32 - 1, "data_seed": 2**32 - 1}
 
@@ -83,6 +86,8 @@ def _check_together(recipe: Recipe) -> None:
         except ProblemError as error:
             raise UserError(f"{key}: {error}") from None
     if recipe.one_stage:
+        if recipe.cross_fit is not None:
+            raise UserError("cross_fit: a one-stage run (rationale_format: null) reads no rationales")
         if recipe.share_stages:
             raise UserError("share_stages: a one-stage run (rationale_format: null) has nothing to share")
         if recipe.stages == "rationale":

@@ -29,15 +29,19 @@ class Run:
         recipe: what to do.
         folder: `output_dir`.
         state: accelerate's `PartialState`.
-        problems: split ("train", "val", "test") → problem records; only the splits that the recipe names.
+        problems: split ("train", "val", "test") → problem records; only the splits that the recipe names. Given at the
+            start, they are taken as they are.
     """
 
-    def __init__(self, recipe: Recipe):
+    def __init__(self, recipe: Recipe, problems: dict[str, Any] | None = None):
         self.recipe = recipe
         self.folder = Path(recipe.output_dir)
         self.state = start_processes(recipe)
         self._networks: dict[str, Any] = {}
         self._fingerprints: dict[str, str] = {}
+        if problems is not None:
+            self.problems = problems
+            return
         splits = {
             "train": (recipe.train_split, recipe.max_train_samples),
             "val": (recipe.eval_split, recipe.max_eval_samples),
@@ -170,12 +174,18 @@ class Run:
 
     def training_samples(self, stage: str):
         """Those of the training split; of both stages for shared weights."""
-        samples = self.samples("train", stage)
+        rationales = None
+        if self.recipe.cross_fit is not None and (stage == "answer" or self.recipe.share_stages):
+            from mmcot.training.stages.cross_fit import cross_fitted_rationales
+
+            rationales = cross_fitted_rationales(self)
         if not self.recipe.share_stages:
-            return samples
+            return self.samples("train", stage, rationales)
         from datasets import concatenate_datasets
 
-        return concatenate_datasets([samples, self.samples("train", "answer")])
+        return concatenate_datasets(
+            [self.samples("train", stage), self.samples("train", "answer", rationales)],
+        )
 
     # ---- steps ------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """`StageTrainer`: transformers' `Seq2SeqTrainer` with what a stage needs beyond it."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +26,19 @@ class StageTrainer(Seq2SeqTrainer):
             attends by position: a network from scratch waits long for them. 1 for networks that are pretrained.
         tokens_per_batch: source plus target tokens of a process's batch, on average, in place of
             `per_device_train_batch_size` samples.
+        dropout_passes: forward passes a step, whose probabilities are averaged before the loss.
     """
 
-    def __init__(self, *args, position_bias_lr: float = 1.0, tokens_per_batch: int | None = None, **kwargs):
+    def __init__(
+        self,
+        *args,
+        position_bias_lr: float = 1.0,
+        tokens_per_batch: int | None = None,
+        dropout_passes: int = 1,
+        **kwargs,
+    ):
         self.position_bias_lr = position_bias_lr
+        self.dropout_passes = dropout_passes
         self.tokens_per_batch = tokens_per_batch
         super().__init__(*args, **kwargs)
         self.add_callback(_Resumption())
@@ -104,11 +114,31 @@ class StageTrainer(Seq2SeqTrainer):
         super()._issue_warnings_after_load(type(load_result)(missing, load_result.unexpected_keys))
 
     def compute_loss(self, model, inputs, *args, **kwargs):
+        if self.dropout_passes > 1 and model.training:
+            return self._loss_of_passes(model, inputs, **kwargs)
         if self.label_smoother is not None and "labels" in inputs:
             inputs = self._for_smoothing(inputs)
         elif model.training and self.compute_loss_func is None:
             inputs = {**inputs, "skip_logits": True}
         return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def _loss_of_passes(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Cross-entropy of the mean of several passes' probabilities, which dropout makes differ."""
+        labels, passes = inputs["labels"], self.dropout_passes
+        repeated = {name: value.repeat(passes, *[1] * (value.dim() - 1)) for name, value in inputs.items()}
+        outputs = model(**repeated)
+        mean = outputs.logits.float().log_softmax(-1).unflatten(0, (passes, -1)).logsumexp(0) - math.log(passes)
+        stage = self.accelerator.unwrap_model(self.model)
+        if stage.config.loss_on_padding:
+            labels = labels.masked_fill(labels == -100, stage.config.pad_token_id)
+        loss = torch.nn.functional.nll_loss(
+            mean.flatten(0, 1), labels.flatten(), reduction="mean" if num_items_in_batch is None else "sum"
+        )
+        if num_items_in_batch is not None:
+            loss = loss / num_items_in_batch
+            if self.args.average_tokens_across_devices:
+                loss = loss * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
 
     def _for_smoothing(self, inputs):
         """The Trainer takes a smoothed loss from logits by itself, and keeps the labels from the model: which then

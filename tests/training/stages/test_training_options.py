@@ -1,0 +1,138 @@
+"""Options of training beyond the paper: cross-fitted rationales, dropout passes, other fusions."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mmcot.training.common import UserError
+from mmcot.training.evaluation.reading import read_predictions
+from mmcot.training.inference.predict import load_pipeline
+from mmcot.training.stages.cross_fit import folds_of
+from mmcot.training.stages.recipe import load_recipe
+from mmcot.training.stages.run import Run
+from mmcot.training.stages.trainer import StageTrainer
+from mmcot.training.train import run_recipe
+
+SIZES = "{d_model: 16, d_kv: 8, d_ff: 16, num_layers: 1, num_heads: 2, dropout_rate: 0.1}"
+TINY = [f"model={SIZES}", "vision=null", "features=null", "keep_images=false", "per_device_train_batch_size=8"]
+TINY += ["max_new_tokens=4", "max_steps=2", "eval_strategy=no", "save_strategy=no", "load_best_model_at_end=false"]
+TINY += ["disable_tqdm=true", "use_cpu=true", "data=embedded:n=12,val=2,test=2"]
+VISION = "vision={hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 1, intermediate_size: 16, "
+VISION += "image_size: 32, patch_size: 16}"
+
+
+def recipe(folder, *overrides):
+    return load_recipe("embedded", [*TINY, f"output_dir={folder}", *overrides])
+
+
+def test_folds_share_the_problems_out_by_id():
+    ids = [f"q{i}" for i in range(10)]
+    folds = folds_of(ids, 3)
+    assert sorted(sum(folds, [])) == list(range(10)) and sorted(map(len, folds)) == [3, 3, 4]
+    reverse = folds_of(ids[::-1], 3)
+    assert [sorted(ids[i] for i in rows) for rows in folds] == [sorted(ids[9 - i] for i in rows) for rows in reverse]
+
+
+def test_the_answer_stage_trains_on_rationales_of_networks_that_never_saw_the_question(tmp_path, monkeypatch):
+    trained = {}
+    train = Run.train
+
+    def watched(self, stage):
+        trained.setdefault((self.folder.name, stage), list(self.problems["train"]["id"]))
+        train(self, stage)
+
+    monkeypatch.setattr(Run, "train", watched)
+    plan = recipe(tmp_path / "run", "cross_fit=3")
+    assert run_recipe(plan)["test"]["n"]["Avg"] == 2
+    everyone = trained["run", "rationale"]
+    written = {}
+    for number in range(3):
+        fold = read_predictions(tmp_path / f"run/cross_fit/fold-{number}/rationale/predictions_test.jsonl")
+        assert not set(fold) & set(trained[f"fold-{number}", "rationale"])
+        assert set(fold) | set(trained[f"fold-{number}", "rationale"]) == set(everyone)
+        written |= {id_: record["generated"]["rationale"] for id_, record in fold.items()}
+    assert set(written) == set(everyone)
+    run = Run(plan)
+    read = run.training_samples("answer")
+    expected = run.own_samples("train", "answer", written)
+    assert read["input_ids"][:] == expected["input_ids"][:]
+    assert read["input_ids"][:] != run.own_samples("train", "answer")["input_ids"][:]
+    monkeypatch.setattr(Run, "train", lambda self, stage: pytest.fail(stage) if not self.is_trained(stage) else None)
+    assert run_recipe(plan)["test"]["n"]["Avg"] == 2  # nothing is done twice
+
+
+def test_cross_fitting_is_part_of_the_answer_stages_identity_alone(tmp_path):
+    run_recipe(recipe(tmp_path / "run"))
+    with pytest.raises(UserError, match=r"run/answer.*cross_fit"):
+        run_recipe(recipe(tmp_path / "run", "cross_fit=2"))
+    with pytest.raises(UserError, match="cross_fit: 1 is too small"):
+        recipe(tmp_path, "cross_fit=1")
+    with pytest.raises(UserError, match="cross_fit: a one-stage run"):
+        recipe(tmp_path, "cross_fit=2", "rationale_format=null", "answer_format=QCM-A")
+
+
+def loss_of(trainer, inputs, seed=0):
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        return trainer.compute_loss(trainer.model, dict(inputs)).item()
+
+
+def test_dropout_passes_average_probabilities(tmp_path):
+    run = Run(recipe(tmp_path / "run", "stages=rationale"))
+    seen = {}
+    init = StageTrainer.__init__
+
+    def kept(self, *args, **kwargs):
+        init(self, *args, **kwargs)
+        seen["trainer"] = self
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StageTrainer, "__init__", kept)
+        run.train("rationale")
+    trainer = seen["trainer"]
+    inputs = next(iter(trainer.get_train_dataloader()))
+    labels = inputs["labels"]
+    trainer.model.train()
+    one = loss_of(trainer, inputs)
+    trainer.dropout_passes = 3
+    mean = loss_of(trainer, inputs)
+    assert mean != one
+    # by hand, with the same draws of dropout
+    torch.manual_seed(0)
+    repeated = {name: torch.cat([value] * 3) for name, value in inputs.items()}
+    with torch.no_grad():
+        probabilities = trainer.model(**repeated).logits.softmax(-1).unflatten(0, (3, -1)).mean(0)
+    gold = probabilities.gather(-1, labels.clamp(min=0)[..., None])[..., 0].log()[labels != -100]
+    assert mean == pytest.approx(-gold.mean().item(), rel=1e-5)
+    # without dropout the passes are equal
+    for module in trainer.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        elif isinstance(getattr(module, "dropout", None), float):  # of attention
+            module.dropout = 0.0
+    trainer.model.train()
+    several = loss_of(trainer, inputs)
+    trainer.dropout_passes = 1
+    assert several == pytest.approx(loss_of(trainer, inputs), rel=1e-5)
+
+
+def test_dropout_passes_are_part_of_a_stages_identity(tmp_path):
+    run_recipe(recipe(tmp_path / "run", "stages=rationale"))
+    with pytest.raises(UserError, match="dropout_passes: 1 → 2"):
+        run_recipe(recipe(tmp_path / "run", "stages=rationale", "dropout_passes=2"))
+
+
+def test_another_fusion_is_trained_published_and_answers(tmp_path):
+    run_recipe(recipe(tmp_path / "run", VISION, "image_size=32", "fusion_gate=tanh", "fusion_num_heads=4"))
+    hub = tmp_path / "run/hub"
+    config = json.loads((hub / "config.json").read_text())
+    assert config["answer_config"]["fusion_gate"] == "tanh" and config["answer_config"]["fusion_num_heads"] == 4
+    weights = load_file(hub / "model.safetensors")
+    scales = [value for name, value in weights.items() if name.endswith("fusion.gate_scale")]
+    assert len(scales) == 2 and all(scale.item() != 0 for scale in scales)  # trained
+    result = load_pipeline(str(hub), "cpu")({"question": "Which?", "choices": ["a", "b"], "image": None})
+    assert result["answer"] in ("A", "B")
+    with pytest.raises(UserError, match="fusion_gate: 'relu' is not one of"):
+        recipe(tmp_path, "fusion_gate=relu")
