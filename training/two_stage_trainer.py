@@ -84,7 +84,7 @@ class TwoStageTrainer:
         Returns:
             split → scores, as `run_recipe` gives them.
         """
-        from mmcot.training.stages.run import start_processes
+        from mmcot.training.stages.shared_folder import start_processes
         from mmcot.training.train import run_recipe
 
         logger = logging.getLogger("mmcot")

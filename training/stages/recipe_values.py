@@ -19,7 +19,7 @@ CHOICES = {
     "gold_rationales": ("target", "lecture_and_solution"),
     "source_truncation": ("keep_ends", "end"),
     "dtype": ("auto", "float32", "bfloat16", "int8"),
-    "fusion_gate": (None, "sigmoid", "tanh", "none"),
+    "fusion_gate": ("sigmoid", "tanh", "none"),
 }
 # Ours that a stage's section may hold; the others hold for the run.
 STAGE_KEYS = {"model", "vision", "freeze_vision", "keep_images", "max_target_length", "loss_on_padding"}
@@ -128,7 +128,7 @@ def _checked(name: str, key: str, value: Any) -> Any:
     if key not in ours and value is False and key.endswith("_strategy"):
         value = "no"  # what YAML reads for no
     value = _typed(name, key, value, hints[key])
-    if key in CHOICES and value not in CHOICES[key]:
+    if key in CHOICES and value is not None and value not in CHOICES[key]:
         raise UserError(f"{name}: {value!r} is not one of {', '.join(CHOICES[key])}")
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{name}: {value} is no number to work with")

@@ -3,7 +3,6 @@
 import contextlib
 import gc
 from collections.abc import Iterator
-from datetime import timedelta
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -11,11 +10,12 @@ from typing import Any
 
 from transformers.utils import logging
 
-from mmcot.training.common import ExistingFileError, MissingFileError, UserError
+from mmcot.training.common import ExistingFileError, MissingFileError
 from mmcot.training.stages.fingerprints import UNKNOWN, features_fingerprint
 from mmcot.training.stages.identity import predictions_identity, training_identity
-from mmcot.training.stages.manifest import changes, manifest_of, mark_step, read_manifest, step_is_done
+from mmcot.training.stages.manifest import changes, mark_step, read_manifest, step_is_done
 from mmcot.training.stages.recipe import Recipe
+from mmcot.training.stages.shared_folder import check_shared, remove_stale, start_processes
 
 logger = logging.get_logger("mmcot")
 
@@ -307,7 +307,7 @@ class Run:
         if done:
             return file
         if self.state.is_main_process:
-            _remove_stale(file, identity)
+            remove_stale(file, identity)
             mark_step(file, identity, finished=False)
         self.state.wait_for_everyone()
         recipe = self.recipe.for_stage(stage)
@@ -359,63 +359,8 @@ class Run:
                 raise ExistingFileError(f"output_dir: {self.folder}: can't be made a folder ({error})") from None
             lock = lock_folder(self.folder, "`mmcot train`")
         try:
-            _check_shared(self.folder, self.state)
+            check_shared(self.folder, self.state)
             yield
         finally:
             if lock is not None:
                 unlock_folder(lock)
-
-
-def start_processes(recipe: Recipe):
-    """accelerate's `PartialState`, started with the recipe's device, backend and time limit."""
-    from accelerate import PartialState
-
-    options: dict[str, Any] = {}
-    if recipe.training.get("ddp_backend") is not None:
-        options["backend"] = recipe.training["ddp_backend"]
-    if recipe.training.get("ddp_timeout") is not None:
-        options["timeout"] = timedelta(seconds=recipe.training["ddp_timeout"])
-    return PartialState(cpu=bool(recipe.training.get("use_cpu")), **options)
-
-
-def _remove_stale(file: Path, identity: dict[str, Any]) -> None:
-    """Removes predictions that another stage, split or decoding made, whole ones and begun ones."""
-    found = read_manifest(file)
-    if found is None:  # of an earlier version: what was begun knows its model, and is checked by it
-        file.unlink(missing_ok=True)
-        return
-    other = changes(found["settings"], identity)
-    if not other and not file.exists():
-        return
-    if other:
-        logger.warning(f"{file}: was made with other settings ({', '.join(other[:3])}), and is made anew")
-        for part in file.parent.glob(f"{file.name}.partial-records*"):
-            part.unlink()
-    file.unlink(missing_ok=True)
-    manifest_of(file).unlink(missing_ok=True)
-
-
-def _check_shared(folder: Path, state) -> None:
-    """Refuses nodes that don't share the run's folder: each reads what the others' processes wrote."""
-    if state.num_processes == 1:
-        return
-    import os
-    import time
-
-    from accelerate.utils import gather_object
-
-    token = folder / ".shared"
-    if state.is_main_process:
-        token.touch()
-    state.wait_for_everyone()
-    limit = time.monotonic() + 10  # network file systems take a moment to show a new file
-    while not (seen := folder.is_dir() and token.name in os.listdir(folder)) and time.monotonic() < limit:
-        time.sleep(0.2)
-    everyone = gather_object([seen])
-    if state.is_main_process:
-        token.unlink(missing_ok=True)
-    if not all(everyone):
-        raise UserError(
-            f"output_dir: {folder.absolute()}: {everyone.count(False)} of {len(everyone)} processes don't see what "
-            "the first one writes there; give a folder on a file system that all nodes share"
-        )
