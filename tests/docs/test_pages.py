@@ -1,0 +1,80 @@
+"""Every block of the documentation is run by a test, or says why not."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from doc_blocks import ENDLESS, NOT_RUN, ROOT, blocks_of, run_block
+
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
+# page → the test that runs its blocks
+RUN_BY = {"docs/own-data.md": "tests/docs/test_own_data_page.py", "docs/method.md": "tests/docs/test_pages.py"}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_blocks_run_or_say_why_not(page):
+    for block in blocks_of(page):
+        if block.language not in ("bash", "python"):
+            continue
+        if block.note.startswith(NOT_RUN):
+            assert len(block.note) > len(NOT_RUN) + 5, f"{page}: a reason, please: {block.text[:60]}"
+        else:
+            assert page in RUN_BY, f"{page}: no test runs this block, and it doesn't say why:\n{block.text}"
+        if block.language == "python":
+            compile(block.text, page, "exec")
+    assert page not in RUN_BY or (ROOT / RUN_BY[page]).is_file()
+    assert all(block.note in ("", ENDLESS) or block.note.startswith(NOT_RUN) for block in blocks_of(page))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_and_options_exist(page):
+    from mmcot.training.cli import COMMANDS, command_parser
+
+    for block in blocks_of(page):
+        for line in block.text.replace("\\\n", " ").splitlines() if block.language == "bash" else ():
+            words = re.sub(r"#.*", "", line).split()
+            if words[:1] != ["mmcot"]:
+                continue
+            assert words[1] in COMMANDS, line
+            known = command_parser(words[1])[0]._option_string_actions
+            assert {word.split("=")[0] for word in words if word.startswith("--")} <= set(known), line
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!http|#|mailto)([^)\s]+?)(?:#[^)]*)?\)", text):
+        assert (ROOT / page).parent.joinpath(target).exists(), f"{page}: {target}"
+
+
+def test_every_page_is_in_the_navigation():
+    shown = set(re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf-8")))
+    assert {Path(page).relative_to("docs").as_posix() for page in PAGES} == shown
+
+
+def test_equations_hold(tmp_path):
+    blocks = blocks_of("docs/method.md")
+    assert len(blocks) == 3 and all(block.language == "python" for block in blocks)
+    code = "\n".join(block.text for block in blocks)
+    run_block(blocks[0]._replace(text=code), tmp_path, dict(os.environ))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="mkdocs isn't installed (the [docs] extra)")
+def test_site_is_built_without_a_warning(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    reference = (tmp_path / "site/api/index.html").read_text(encoding="utf-8")
+    assert "run_recipe" in reference and "TwoStageTrainer" in reference
+    commands = (tmp_path / "site/cli/index.html").read_text(encoding="utf-8")
+    assert "mmcot push" in commands and "--dry-run" in commands
+    assert "blank_probe" in (tmp_path / "site/training/index.html").read_text(encoding="utf-8")
