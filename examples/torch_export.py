@@ -46,12 +46,14 @@ class Decoder(torch.nn.Module):
 
 def export(stage) -> dict[str, torch.export.ExportedProgram]:
     """`encoder` and `decoder` of an `MMCoTForConditionalGeneration` whose image features are given from outside."""
-    stage.set_attn_implementation("eager")  # fused attention ties the lengths of source and target to the example's
     batch, length, target, patches = (Dim(name, min=1, max=4096) for name in ("batch", "length", "target", "patches"))
     ids, width = torch.ones(2, 7, dtype=torch.long), stage.config.image_feature_size
     encoder = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "image_features": torch.randn(2, 5, width)}
     encoder["image_attention_mask"] = torch.ones(2, 5, dtype=torch.bool)
-    decoder = {"decoder_input_ids": ids[:, :3], "encoder_hidden_states": torch.randn(2, 7, stage.config.d_model)}
+    decoder = {
+        "decoder_input_ids": torch.ones(2, 3, dtype=torch.long),
+        "encoder_hidden_states": torch.randn(2, 7, stage.config.d_model),
+    }
     decoder["attention_mask"] = torch.ones_like(ids)
     of_text, of_image, of_target = {0: batch, 1: length}, {0: batch, 1: patches}, {0: batch, 1: target}
     axes = {"input_ids": of_text, "attention_mask": of_text, "encoder_hidden_states": of_text}

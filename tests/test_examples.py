@@ -189,7 +189,7 @@ def test_lmms_eval_model_reads_the_tasks_documents(two_stage_repository, answers
     monkeypatch.setitem(sys.modules, registry.__name__, registry)
     module = example("lmms_eval_mmcot.models.mmcot_reasoner")
     names = {name: cls.__name__ for name, cls in registered.items()}
-    assert example("lmms_eval_mmcot.models").AVAILABLE_MODELS == names
+    assert names == example("lmms_eval_mmcot.models").AVAILABLE_MODELS
     model = registered["mmcot_reasoner"](pretrained=str(two_stage_repository), batch_size="2")
     docs = [{**problem, "hint": problem["context"]} for problem in questions()]
     model.task_dict = {"scienceqa": {"test": docs}}
