@@ -46,6 +46,7 @@ def figures(parts: dict[str, dict]) -> list[tuple[str, str]]:
         "train": _train,
         "generate": _generate,
         "peers": _peers,
+        "dtypes": _dtypes,
         "data": _data,
         "processes": _processes,
     }
@@ -83,6 +84,17 @@ def _peers(found: dict):
         yield f"ours over {peer}, at equal precision", f"**{_spread(ratio, '.2f')}×**"
     for name, seconds in found["single_question"].items():
         yield f"one question alone, {name}", f"{_spread(seconds, '.3f')} s"
+
+
+def _dtypes(found: dict):
+    whole = found["dtypes"]["float32"]["accuracy"]["Avg"]
+    for dtype, own in found["dtypes"].items():
+        if dtype != "float32":
+            yield (
+                f"{found['questions']:,} questions in {dtype}, equal to float32's",
+                f"rationales {own['equal_rationales']:.2f} %, answers {own['equal_answers']:.2f} %; "
+                f"accuracy {own['accuracy']['Avg']:.2f} % against {whole:.2f} %",
+            )
 
 
 def _data(found: dict):

@@ -2,11 +2,13 @@
 
   mmcot benchmark train --shape small --json train.json
   mmcot benchmark all --device cuda --json gpu.json
+  mmcot benchmark dtypes --model mmcot-demo/hub --json docs/results/dtypes.json
   mmcot benchmark --write-readme README.md --from gpu.json cpu.json
 
-`peers` runs a plain T5 in CTranslate2, onnxruntime (extra [peers]) and transformers.
-Arms take turns in one process, so that a busy machine slows both; ratios are pair by pair. Networks have random
-weights; questions are as long as ScienceQA's. Without --shape: small on a CPU, base and large on a GPU.
+`peers` runs a plain T5 in CTranslate2, onnxruntime (extra [peers]) and transformers; `dtypes` compares a model's
+answers in float32, bfloat16 and int8. Arms take turns in one process, so that a busy machine slows both; ratios are
+pair by pair. Networks have random weights; questions are as long as ScienceQA's. Without --shape: small on a CPU, base and
+large on a GPU.
 """
 
 import argparse
@@ -20,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     def number(name: str, default, text: str) -> None:
         parser.add_argument(name, type=int, default=default, metavar="N", help=text)
 
-    parser.add_argument("part", nargs="?", choices=(*PARTS, "all"), help="what to time")
+    parser.add_argument("part", nargs="?", choices=(*PARTS, "all", "dtypes"), help="what to time")
     parser.add_argument(
         "--shape",
         choices=("tiny", "small", "base", "large"),
@@ -47,6 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     number("--pictures", None, "train, generate: different pictures (default 64, or 1,024)")
     number("--cached-pictures", 11208, "data: pictures in the cache")
     number("--problems", 12726, "data: problems of the run that is started")
+    parser.add_argument("--model", metavar="REPO", help="dtypes: a repository, such as mmcot-demo/hub")
+    parser.add_argument("--source", help="dtypes: questions (default: the demo's)")
+    parser.add_argument("--split", default="test", help="dtypes: of the source (default test)")
+    number("--limit", None, "dtypes: only the first N questions")
+    parser.add_argument("--predictions", metavar="DIR", help="dtypes: keep the predictions files here")
     parser.add_argument("--write-readme", metavar="FILE", help="write the speed table between the file's markers")
     parser.add_argument("--from", dest="results", nargs="+", metavar="JSON", help="results for --write-readme")
 
@@ -63,11 +70,33 @@ def run(args) -> int:
         return 0
     if args.part is None:
         raise UserError(f"what to time? One of {', '.join((*PARTS, 'all'))}")
+    if args.part == "dtypes":
+        return _dtypes(args)
     for name in COUNTS:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: give a whole number of at least 1")
     print(describe(benchmark(args)))
+    return 0
+
+
+def _dtypes(args) -> int:
+    import torch
+
+    from mmcot.training.benchmark.dtypes import DEMO_QUESTIONS, compare_dtypes
+    from mmcot.training.benchmark.measure import environment
+    from mmcot.training.benchmark.table import describe
+    from mmcot.training.common import UserError, write_json
+
+    if args.model is None:
+        raise UserError("benchmark dtypes needs --model, a repository such as mmcot-demo/hub")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    found = compare_dtypes(args.model, args.source or DEMO_QUESTIONS, args.split, args.limit, args.predictions)
+    result = {"environment": environment(torch.device("cpu")), "shapes": {"demo": {"dtypes": found}}}
+    if args.json:
+        write_json(args.json, result)
+    print(describe(result))
     return 0
 
 
