@@ -7,8 +7,8 @@
 
 `peers` runs a plain T5 in CTranslate2, onnxruntime (extra [peers]) and transformers; `dtypes` compares a model's
 answers in float32, bfloat16 and int8. Arms take turns in one process, so that a busy machine slows both; ratios are
-pair by pair. Networks have random weights; questions are as long as ScienceQA's. Without --shape: small on a CPU, base and
-large on a GPU.
+pair by pair. Networks have random weights; questions are as long as ScienceQA's. Without --shape: small on a CPU,
+base and large on a GPU.
 """
 
 import argparse
