@@ -65,7 +65,7 @@ class OnnxModel:
         ids, end = [self.options["decoder_start_token_id"]], self.options["eos_token_id"]
         while len(ids) <= self.options["max_new_tokens"] and ids[-1] != end:
             ids.append(int(self.decode("rationale", ids, hidden, text_mask).argmax()))
-        return np.array([token for token in ids[1:] if token != end], dtype=np.int64)
+        return np.array([token for token in ids[1:] if token not in (ids[0], end)], dtype=np.int64)  # text alone
 
 
 def main() -> None:

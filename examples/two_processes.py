@@ -22,10 +22,9 @@ def main() -> None:
     parser.add_argument("--split", default="test")
     parser.add_argument("--output", default="predictions.jsonl")
     args = parser.parse_args()
-    state = PartialState()
     problems = load_problems(args.questions, args.split)
     predict(args.repository, problems, args.output)
-    state.wait_for_everyone()
+    state = PartialState()  # of the processes that `predict` has joined
     if state.is_main_process:
         records = {problem["id"]: problem for problem in problems.remove_columns(["images"])}
         scores = evaluate_predictions(records, read_predictions(args.output), protocol="generated")

@@ -132,7 +132,8 @@ def next_commands(recipe: Recipe) -> str:
     if not (hub / "config.json").is_file():
         return f"\n{folder} holds the answer stage alone: hub/ needs the rationale stage too (stages=both)"
     commands = [
-        (f"mmcot app {hub}", "ask it in the browser"),
+        (f"mmcot app {folder}", "ask it in the browser"),
+        (f"mmcot report {folder}", "one page with all figures"),
         (f"mmcot predict {hub} {recipe.data} --output predictions.jsonl", "answer more questions"),
         (f"mmcot push {hub} YOUR-NAME/{folder.absolute().name} --dry-run", "what would be published"),
     ]

@@ -88,6 +88,7 @@ def predict(
         UserError: the file is there already, an option makes no sense, features are another backbone's, or an
             interrupted file beside `output` comes from another model or other settings.
     """
+    import torch
     from accelerate import PartialState
     from tqdm import tqdm
 
@@ -100,7 +101,8 @@ def predict(
     if output.exists():
         raise ExistingFileError(f"{output} is there already: choose another name, or remove it")
     _check_device(device)
-    state = PartialState(cpu=str(device) == "cpu")
+    # without an accelerator the processes of a launch wouldn't know each other
+    state = PartialState(cpu=str(device) == "cpu" or not torch.accelerator.is_available())
     pipeline = load_pipeline(model, device if state.num_processes == 1 else state.device, dtype)
     cache = None if features is None or blank_images else open_features(features, pipeline)
     sampled = generate_kwargs.get("self_consistency", 1) > 1 or bool(generate_kwargs.get("do_sample"))

@@ -44,7 +44,11 @@ def test_screen_of_a_run(tmp_path, capfd):
     assert len(re.findall(r"^ +\d +\d\.\d\d +\d\.\d{4} +– +– ", second, re.M)) > 1  # without evaluations: the losses
     for alarming in ("missing keys", "eval_loss", "'loss'", "Warning", "mtime"):
         assert alarming not in err + out, alarming
-    assert f"mmcot app {folder}/hub" in out and out.index("protocol: generated") < out.index("mmcot push")
+    assert (
+        f"mmcot app {folder}  " in out
+        and f"mmcot report {folder}  " in out
+        and out.index("protocol: generated") < out.index("mmcot push")
+    )
 
     assert main(["train", "embedded", *SIZES, f"output_dir={folder}", "answer.eval_strategy=no"]) == 0
     again = screen(capfd)
