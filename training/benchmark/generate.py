@@ -3,8 +3,8 @@
 `original` pads sources to 512, computes in fp32 with materialised attention, generates in unsorted batches of the
 recipe's size without a cache until the longest row of a batch ends, one stage after the other, with the text written,
 read and tokenised in between, and generates the answer too. `mmcot predict` is `predict`, from problem records and a
-feature cache to a finished file; `engine alone` the same work on inputs that are tokens already; `pipeline` what
-`load_pipeline` gives, on text alone.
+feature cache to a finished file, in float32, int8 and, where the device has it, bfloat16; `engine alone` the same work
+in float32 on inputs that are tokens already; `pipeline` what `load_pipeline` gives, on text alone.
 
 Random weights don't know when to end: in all arms each rationale gets the length of a real one, at most
 `max_new_tokens`.
@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,8 @@ from mmcot.training.benchmark.children import found_in_child
 from mmcot.training.benchmark.inputs import TEST_SIZE, Setting, make_model
 from mmcot.training.benchmark.train import PADDED
 from mmcot.training.inference import decoder
-from mmcot.training.inference.engine import answer_questions
+from mmcot.training.inference.engine import TwoStageWeights, answer_questions
+from mmcot.training.inference.precision import has_native_bf16
 from mmcot.training.inference.predict import load_pipeline, predict
 
 ORIGINAL_BATCH = 8
@@ -133,7 +135,9 @@ def benchmark_generation(shape: str, device: torch.device, options) -> dict:
         model = two_stages(shape, setting, device, features=options.features)
         plain = two_stages(shape, setting, device, image_feature_size=None)
         original = OriginalInference(model, shape, setting, device, lengths)
-        pipeline = load_pipeline(plain, device)
+        pipeline = load_pipeline(plain, device, "float32")
+        dtypes = ["float32", *(["bfloat16"] if has_native_bf16(device.type) else [])]
+        dtypes += ["int8"] if device.type == "cpu" else []
         inputs = list(_tokens(problems, setting, slots))
         text = [(keys, {name: value for name, value in own.items() if "image" not in name}) for keys, own in inputs]
 
@@ -146,20 +150,22 @@ def benchmark_generation(shape: str, device: torch.device, options) -> dict:
             first = turn * count % (len(problems) - count + 1)
             return timed(lambda: original.answer(problems[first : first + count]), count)
 
-        def to_file(turn: int) -> dict:
+        def to_file(dtype: str, turn: int) -> dict:
             path = folder / f"predictions-{time.time_ns()}.jsonl"
-            common = {"features": setting.cache, "batch_size": slots, "max_new_tokens": longest}
+            common = {"features": setting.cache, "batch_size": slots, "max_new_tokens": longest, "dtype": dtype}
             return timed(lambda: predict(model, table, path, device=device, **common))
 
         def engine(model, batches) -> dict:
-            return timed(lambda: [*answer_questions(model, batches, max_new_tokens=longest, slots=slots)])
+            weights = TwoStageWeights(model, torch.float32)
+            options = {"max_new_tokens": longest, "slots": slots, "weights": weights}
+            return timed(lambda: [*answer_questions(model, batches, **options)])
 
         def by_pipeline(turn: int) -> dict:
             return timed(lambda: pipeline(text_only, batch_size=PIPELINE_BATCH, max_new_tokens=longest))
 
         arms = [
             measure.Arm("original", original_way, original.stages),
-            measure.Arm("mmcot predict", to_file, model),
+            *(measure.Arm(f"mmcot predict, {dtype}", partial(to_file, dtype), model) for dtype in dtypes),
             measure.Arm("engine alone", lambda turn: engine(model, inputs), model),
             measure.Arm("engine alone, plain T5", lambda turn: engine(plain, text), plain),
             measure.Arm(f"pipeline, batch_size={PIPELINE_BATCH}", by_pipeline, plain),
@@ -172,11 +178,14 @@ def benchmark_generation(shape: str, device: torch.device, options) -> dict:
             "slots": slots,
             "arms": found,
             "failed": failed,
-            "predict_over_engine": _between(found, "mmcot predict", "engine alone"),
+            "predict_over_engine": _between(found, "mmcot predict, float32", "engine alone"),
             "time_over_plain_t5": _between(found, "engine alone, plain T5", "engine alone"),
-            "test_set_seconds": TEST_SIZE / found["mmcot predict"]["per_second"]["median"],
-            "single_question": latency(pipeline, text_only, lengths, device, options),
-            "start_seconds": start(model, text_only[:1], folder, device),
+            "test_set_seconds": TEST_SIZE / max(found[f"mmcot predict, {d}"]["per_second"]["median"] for d in dtypes),
+            "single_question": {
+                dtype: latency(load_pipeline(plain, device, dtype), text_only, lengths, device, options)
+                for dtype in dtypes
+            },
+            "start": start(model, text_only[:1], folder, device),
         }
 
 
@@ -210,8 +219,9 @@ def latency(pipeline, problems: list[dict], lengths: dict[str, int], device: tor
     return {"seconds": measure.spread(taken), "rationale_tokens": tokens}
 
 
-def start(model, problems: list[dict], folder: Path, device: torch.device) -> float:
-    """Seconds that `mmcot predict` of one question takes in a process of its own, files in the page cache."""
+def start(model, problems: list[dict], folder: Path, device: torch.device) -> dict[str, float]:
+    """Seconds that `mmcot predict` of one question takes in a process of its own, files in the page cache; and those
+    of a process that only imports what a T5 and a data set need of the libraries."""
     model.save_pretrained(folder / "repository")
     with open(folder / "one.jsonl", "w", encoding="utf-8") as file:
         file.writelines(json.dumps(problem) + "\n" for problem in problems)
@@ -221,7 +231,15 @@ def start(model, problems: list[dict], folder: Path, device: torch.device) -> fl
         paths = {"repository": folder / "repository", "problems": folder / "one.jsonl"}
         found_in_child(f"{__name__}:ask_once", folder / f"start-{turn}", **paths, device=device.type)
         taken.append(time.perf_counter() - begin)
-    return taken[-1]
+    begin = time.perf_counter()
+    found_in_child(f"{__name__}:import_libraries", folder / "libraries")
+    return {"seconds": taken[-1], "libraries": time.perf_counter() - begin}
+
+
+def import_libraries() -> None:
+    """In a child: what takes most of the start."""
+    import datasets  # noqa: F401
+    from transformers import T5ForConditionalGeneration  # noqa: F401
 
 
 def ask_once(repository: str, problems: str, device: str) -> None:

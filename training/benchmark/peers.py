@@ -27,6 +27,7 @@ from mmcot.training.benchmark.inputs import Setting
 from mmcot.training.inference.engine import TwoStageWeights, answer_questions
 from mmcot.training.inference.precision import has_native_bf16
 
+MOST_QUESTIONS = 96  # eight arms take a while
 STAGES = ("rationale", "answer")
 Way = Callable[["Work"], list]  # answers everything; gives the rationales as it has them: ids or tokens
 BASELINE = "transformers float32"
@@ -63,7 +64,7 @@ def benchmark_peers(shape: str, device: torch.device, options) -> dict:
         raise UserError("benchmark peers compares on a CPU: give --device cpu")
     with tempfile.TemporaryDirectory(prefix="mmcot-benchmark-") as name:
         folder, threads = Path(name), torch.get_num_threads()
-        setting = Setting(options.questions, 1, folder, "detr")
+        setting = Setting(min(options.questions, MOST_QUESTIONS), 1, folder, "detr")
         model = two_stages(shape, setting, device, image_feature_size=None)
         model.generation_config.eos_token_id = -1  # random weights don't know when to end
         work = _work(model, setting, options)

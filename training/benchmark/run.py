@@ -14,7 +14,7 @@ DEFAULTS = {
     "pool": (2000, 4096),
     "original_steps": (1, 5),
     "compile": (False, True),
-    "questions": (256, 4241),
+    "questions": (128, 4241),
     "max_new_tokens": (32, 512),
     "slots": (64, 512),
     "pictures": (64, 1024),

@@ -29,7 +29,8 @@ def stage_dataset(
 ) -> datasets.Dataset:
     """Tokenised samples with the columns `id, input_ids, labels, length, target_length, images`.
 
-    With `features` also `image_keys`. Computed once and cached by `datasets`; nothing is padded, no picture is opened.
+    With `features` also `image_keys`. Computed once and cached by `datasets`; nothing is padded, no picture is opened,
+    and none is written again: pictures stay in the problems' own table.
 
     Args:
         stage: "rationale" or "answer".
@@ -42,6 +43,8 @@ def stage_dataset(
     Raises:
         UserError: a rationale is missing, or a feature, or problems don't fit into `max_source_length`: all are named.
     """
+    from datasets import concatenate_datasets
+
     if isinstance(rationales, dict):
         missing = [id_ for id_ in problems["id"] if id_ not in rationales]
         if missing:
@@ -69,7 +72,7 @@ def stage_dataset(
         return row
 
     settings = (
-        "fault",  # renews what an earlier version has cached
+        "without images",  # renews what an earlier version has cached
         stage,
         max_target_length,
         processor.tokenizer.backend_tokenizer.to_str(),
@@ -82,10 +85,11 @@ def stage_dataset(
         (str(features.path), features_fingerprint(features)) if features is not None else None,
     )
     fingerprint = hashlib.sha256(repr((problems._fingerprint, settings)).encode()).hexdigest()[:32]
-    keep = {"id", "images"}
-    samples = problems.map(
+    # pictures are read for their keys only
+    read = problems if features is not None else problems.remove_columns("images")
+    samples = read.map(
         encode,
-        remove_columns=[name for name in problems.column_names if name not in keep],
+        remove_columns=[name for name in read.column_names if name != "id"],
         new_fingerprint=fingerprint,
         desc=f"{stage} samples",
     )
@@ -96,7 +100,8 @@ def stage_dataset(
         shown = f"; so {'does' if len(others) == 1 else 'do'} {', '.join(others[:SHOWN])}" if others else ""
         more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
         raise UserError(f"{stage} stage: {first}{shown}{more}")
-    return samples.remove_columns("fault")
+    # side by side: the one table has the pictures, the other the tokens
+    return concatenate_datasets([samples.remove_columns("fault"), problems.select_columns("images")], axis=1)
 
 
 class StageCollator:

@@ -251,8 +251,14 @@ def test_figures_of_all_parts(result):
     assert all(0 < arm["share_of_peak"]["median"] < 1 for name, arm in training.items() if name != "original")
     assert training["ours, same batch"]["ratio"]["median"] > 1
     generation = parts["generate"]
-    assert {"original", "mmcot predict", "engine alone", "pipeline, batch_size=64"} <= set(generation["arms"])
-    assert generation["mean_rationale_tokens"] <= 3 and generation["single_question"]["seconds"]["median"] > 0
+    assert {
+        "original",
+        "mmcot predict, float32",
+        "mmcot predict, int8",
+        "engine alone",
+        "pipeline, batch_size=64",
+    } <= set(generation["arms"])
+    assert generation["mean_rationale_tokens"] <= 3 and generation["single_question"]["int8"]["seconds"]["median"] > 0
     assert [cost["epoch_samples"] for cost in parts["data"]["samples"]] == TINY["sample_sizes"]
     assert parts["data"]["start_up"]["problems"] == 20 and parts["data"]["cache"]["pictures"] == 256
     assert "readings" not in json.dumps(result) and {"device_name", "torch"} <= set(result["environment"])
@@ -304,7 +310,7 @@ def test_table_between_the_markers(result, tmp_path):
     assert command.run(args) == 0
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
-    ratio = result["shapes"]["tiny"]["generate"]["arms"]["mmcot predict"]["ratio"]["median"]
+    ratio = result["shapes"]["tiny"]["generate"]["arms"]["mmcot predict, float32"]["ratio"]["median"]
     assert f"**{ratio:.1f} (" in text
     with pytest.raises(ValueError, match="speed:begin"):
         table.write_table(tmp_path / "one.json", [result])
