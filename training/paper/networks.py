@@ -68,7 +68,7 @@ _VISION: dict[str, dict[str, Any]] = {
 }
 # training from scratch takes another pace than fine-tuning
 _TRAINING = {
-    "max_source_length": 256,
+    "max_source_length": 512,
     "max_target_length": 160,
     "max_new_tokens": 160,
     "source_truncation": "keep_ends",

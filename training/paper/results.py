@@ -35,7 +35,7 @@ def collect_row(recipe: Recipe, result: Mapping[str, Any], seconds: float) -> di
 
 
 def rationale_lengths(recipe: Recipe) -> dict[str, Any] | None:
-    """Tokens of the texts that a run wrote for the test split, its end token included, against the limit.
+    """Tokens of the texts that a run wrote for the test split, without the end token, against the limit.
 
     Returns:
         `{"mean", "p95", "longest", "limit", "at_limit": %, "n"}` of the rationales, in one stage of what stands before
@@ -55,7 +55,7 @@ def rationale_lengths(recipe: Recipe) -> dict[str, Any] | None:
     tokenizer = AutoTokenizer.from_pretrained(folder / stage, trust_remote_code=False)
     limit = recipe.for_stage(stage).max_new_tokens
     counts = sorted(
-        len(ids) for ids in tokenizer([text or "" for text in texts], add_special_tokens=True)["input_ids"]
+        len(ids) for ids in tokenizer([text or "" for text in texts], add_special_tokens=False)["input_ids"]
     )
     return {
         "mean": round(sum(counts) / len(counts), 2),
