@@ -39,4 +39,4 @@ def embed(texts: Sequence[str], model: str | Path, *, batch_size: int = 64):
     embeddings = encoder.encode(
         list(texts), batch_size=batch_size, normalize_embeddings=True, convert_to_tensor=True, show_progress_bar=False
     )
-    return embeddings.float().cpu()
+    return embeddings.float().cpu().clone()  # made in inference mode, and PromptPG learns from it

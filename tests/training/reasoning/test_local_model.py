@@ -4,6 +4,8 @@ import pytest
 import torch
 from PIL import Image
 from transformers import (
+    BertConfig,
+    BertModel,
     CLIPImageProcessor,
     CLIPVisionConfig,
     LlamaConfig,
@@ -17,6 +19,7 @@ from transformers import (
 
 from mmcot.training.cli import main
 from mmcot.training.common import UserError
+from mmcot.training.reasoning import METHODS
 from mmcot.training.reasoning.calls import Request
 from mmcot.training.reasoning.local_model import load_model
 
@@ -115,14 +118,36 @@ def test_what_is_no_language_model_is_said(tmp_path, two_stage_repository):
         load_model(tmp_path)
 
 
-@pytest.mark.parametrize("method", ["direct", "few-shot-cot", "zero-shot-cot", "complexity", "least-to-most"])
-def test_from_the_command_line(tmp_path, tokenizer, method, capsys):
+def save_embedder(folder, tokenizer):
+    """A sentence-transformers model of random weights."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    from sentence_transformers import models
+
+    torch.manual_seed(0)
+    sizes = {**SIZES, "num_hidden_layers": 1}
+    BertModel(BertConfig(vocab_size=len(tokenizer) + 8, **sizes)).save_pretrained(folder / "bert")
+    tokenizer.save_pretrained(folder / "bert")
+    network = models.Transformer(str(folder / "bert"))
+    pooling = models.Pooling(SIZES["hidden_size"])
+    sentence_transformers.SentenceTransformer(modules=[network, pooling]).save(str(folder / "embedder"))
+    return folder / "embedder"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_from_the_command_line(tmp_path, tokenizer, method, capsys, monkeypatch):
     folder = save_model("causal", tmp_path / "model", tokenizer)
     output = tmp_path / "p.jsonl"
-    arguments = ["embedded:n=4", "--model", str(folder), "--output", str(output), "--max-new-tokens", "4"]
+    source = "embedded:n=24,val=4,test=4"
+    arguments = [source, "--model", str(folder), "--output", str(output), "--max-new-tokens", "4"]
+    if method in ("auto-cot", "promptpg"):
+        assert main(["reason", method, *arguments, "--device", "cpu", "--text-only"]) == 2
+        assert "--embedding-model" in capsys.readouterr().err
+        arguments[3:3] = ["--embedding-model", str(save_embedder(tmp_path, tokenizer))]
+        # random words name no option
+        monkeypatch.setattr("mmcot.training.reasoning.zero_shot_cot.read_answer", lambda *args, **options: 0)
     assert main(["reason", method, *arguments, "--device", "cpu", "--text-only"]) == 0
     assert "4 predictions" in capsys.readouterr().out
-    scored = ["--predictions", str(output), "--problems", "embedded:n=4", "--split", "test"]
+    scored = ["--predictions", str(output), "--problems", source, "--split", "test"]
     assert main(["evaluate", *scored]) == 0
     assert "protocol: generated" in capsys.readouterr().out
     assert main(["reason", method, *arguments[:-2], "--samples", "0"]) == 2
