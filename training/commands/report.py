@@ -3,6 +3,7 @@
   mmcot report runs/base                                    report.html and report.md
   mmcot report runs/base runs/text --output compare.html    paired test, and what they differ on
   mmcot report runs/base --probe blank=blank.jsonl          how much it looks (file of `mmcot predict --blank-images`)
+  mmcot report runs/base --evidence probes.json gate.json   faithfulness and gate too
   mmcot report ours=predictions.jsonl --problems data/scienceqa --split test
   mmcot report runs/base/hub data/scienceqa --split test --output answers.png    only a picture of some answers
 
@@ -33,6 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME=FILE",
         help="predictions of the first run's model with other pictures, as blank=FILE or shuffled=FILE",
+    )
+    parser.add_argument(
+        "--evidence",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="also show what mmcot probe (probes.json), predict --save-gate or errors --json measured",
     )
     parser.add_argument("--protocol", choices=("generated", "teacher_forced"), help="of files that don't say it")
     parser.add_argument(
@@ -66,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
         examples=max(0, args.limit),
         device=args.device,
         source_options=source_options(args),
+        evidence=args.evidence,
         json=args.json,
     )
     print("written: " + ", ".join(map(str, written)))

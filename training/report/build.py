@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mmcot.training.common import UserError, write_json, written_whole
+from mmcot.training.report.evidence import read_evidence
 from mmcot.training.report.runs import ReportRun, open_runs
 from mmcot.training.report.sections import ATTENTION, Section, sections
 
@@ -23,6 +24,7 @@ def write_report(
     examples: int = 6,
     device: str | None = None,
     source_options: Mapping[str, Any] | None = None,
+    evidence: Sequence[str | Path] = (),
     json: str | Path | None = None,
 ) -> list[Path]:
     """Writes a report of one run, or of several on the same questions.
@@ -35,6 +37,7 @@ def write_report(
         model: a repository whose attention the gallery shows; default: that of the first run; "none": no attention.
         examples: right ones, and as many wrong ones, in the gallery; 0 leaves it out.
         source_options: how `load_problems` reads the source, as {"allow_urls": True}.
+        evidence: files of `mmcot probe`, `mmcot predict --save-gate` and `mmcot errors --json`, a section each.
         json: a file for all figures.
 
     Returns:
@@ -50,6 +53,7 @@ def write_report(
         raise UserError(f"{output}: a report is a page, so its name ends in .html (or .md)")
     opened = open_runs([str(run) for run in runs], split)
     figures, problems = report_figures(opened, source=source, split=split, probes=probes, protocol=protocol)
+    figures["evidence"] = read_evidence(evidence)
     found = sections(figures)
     title = " and ".join(figures["runs"])
     written = []

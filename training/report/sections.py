@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mmcot.training.report import charts, page_tables
+from mmcot.training.report.evidence import evidence_texts
 
 ATTENTION = (
     "Attention is drawn as light: where the picture stays bright, the fusion layer took most of its image features "
@@ -51,6 +52,9 @@ def sections(figures: Mapping[str, Any]) -> list[Section]:
             [lambda: charts.confusion_chart(confusions)],
         )
     )
+    for one in figures.get("evidence", ()):
+        title, text, tables = evidence_texts(one)
+        found.append(Section(title, text, tables))
     return found + _training(figures)
 
 
