@@ -62,11 +62,25 @@ def main(argv: list[str] | None = None) -> int:
     return run_command(argv[0], argv[1:])
 
 
+class CommandParser(argparse.ArgumentParser):
+    """Help that begins with what the command does and with commands to copy; then usage, the rest and the options."""
+
+    def format_help(self) -> str:
+        paragraphs = (self.description or "").split("\n\n")
+        first = [text for i, text in enumerate(paragraphs) if i == 0 or text.startswith("  ")]
+        rest, whole = [text for text in paragraphs if text not in first], self.description
+        self.description = "\n\n".join(rest) or None
+        try:
+            return "\n\n".join([*first, super().format_help()])
+        finally:
+            self.description = whole
+
+
 def command_parser(name: str) -> tuple[argparse.ArgumentParser, object]:
     """The parser of a command, and its module."""
     module_name, help_text = COMMANDS[name]
     module = importlib.import_module(f"mmcot.training.commands.{module_name}")
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=f"mmcot {name}",
         description=(module.__doc__ or help_text).strip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -225,6 +225,9 @@ def _reading(summary: dict) -> str:
 def _next_commands(folder: Path, data: str) -> str:
     return (
         f"\nLook at {folder / 'report.png'}, then try:\n"
+        f"  mmcot app {folder}                      # ask it yourself, in the browser (pip install 'mmcot[demo]')\n"
+        f"  mmcot report {folder / 'runs' / 'demo'}          # everything about its answers, in one page\n"
+        f"  mmcot train my-questions.jsonl             # your own questions; `mmcot check` looks them over first\n"
         f"  mmcot report {folder / 'hub'} {data} --split test --output more.png\n"
         f"  mmcot predict {folder / 'hub'} {data} --split test --output predictions.jsonl\n"
         f"  mmcot evaluate --predictions predictions.jsonl --problems {data} --split test --json scores.json\n"

@@ -1,5 +1,9 @@
 """See Multimodal-CoT work from nothing on a laptop: generated questions with drawn pictures, networks from scratch.
 
+  mmcot demo --quick      one skill, one model: does the picture decide? About a minute and a half on two cores
+  mmcot demo              four skills, three models compared: minutes
+  mmcot app               then: ask it in the browser
+
 Three models learn the same questions (four skills of the toy data set, over all three subjects): (a) one stage with
 pictures, which answers at once; (b) two stages without pictures; (c) two stages with pictures, the paper's method. All
 start from one small text network, as the paper's start from one T5. Then (c) is asked with its pictures blanked. The

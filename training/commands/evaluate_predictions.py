@@ -1,26 +1,22 @@
-"""`mmcot evaluate`: accuracy in the paper's columns and rationale scores of predictions, or a paired comparison."""
+"""Accuracy in the paper's columns and rationale scores of predictions, or a paired comparison of two files.
+
+  mmcot evaluate --predictions predictions.jsonl --problems data/scienceqa --split test --json result.json
+  mmcot evaluate --compare without_images.json with_images.json --problems data/scienceqa --split test
+
+Predictions are files of `mmcot predict`, or one of
+{"4": 1, ...}                                    the index of the choice, from 0
+{"4": "The answer is (B).", ...}                 a letter or an answer text
+{"4": {"answer": "B", "rationale": "..."}, ...}  with the rationale
+{"id": "4", "answer": "B", "rationale": "..."}   one a line (JSON Lines)
+or the predictions_ans_test.json of the original project's answer stage.
+"""
 
 import argparse
 from pathlib import Path
 
-EXAMPLES = """\
-examples:
-  mmcot evaluate --predictions predictions.jsonl --problems data/scienceqa --split test --json result.json
-  mmcot evaluate --compare without_images.json with_images.json --problems data/scienceqa --split test
-
-predictions are one of
-  {"4": 1, ...}                                    the index of the choice, from 0
-  {"4": "The answer is (B).", ...}                 a letter or an answer text
-  {"4": {"answer": "B", "rationale": "..."}, ...}  with the rationale
-  {"id": "4", "answer": "B", "rationale": "..."}   one a line (JSON Lines)
-or the predictions_ans_test.json of the original project's answer stage.
-"""
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `mmcot evaluate`."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EXAMPLES
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--predictions", metavar="FILE", help="predictions to score")
     what.add_argument(

@@ -1,11 +1,11 @@
-"""Image features of a frozen backbone, computed once: `mmcot features`.
+"""Compute the image features of a frozen backbone once, for all runs that read them.
 
-`extract_features` runs a backbone over the pictures of any problem source, or of a folder, into a `FeatureCache`.
-`import_original` puts the original project's released feature files into the same kind of cache.
+  mmcot features data/scienceqa --backbone detr --output features/detr
+  accelerate launch -m mmcot.training.cli features data/scienceqa --backbone vit --output features/vit
+  mmcot features --import-original vit.pth --name-map name_map.json --output features/vit
 
-    mmcot features data/scienceqa --backbone detr --output features/detr
-    accelerate launch -m mmcot.training.cli features data/scienceqa --backbone vit --output features/vit
-    mmcot features --import-original vit.pth --name-map name_map.json --output features/vit
+A backbone goes over the pictures of any problem source, or of a folder, into a cache; --import-original puts the
+original project's released feature files into the same kind of cache.
 """
 
 import argparse

@@ -1,4 +1,9 @@
-"""`mmcot push`: a finished repository folder to the Hub, after a look whether it is complete.
+"""Publish a finished repository folder on the Hugging Face Hub, after a look whether it is complete.
+
+  hf auth login                                        once, with a token that may write
+  mmcot push runs/base/hub user/name --dry-run         what would go; nothing is sent
+  mmcot push runs/base/hub user/name
+  mmcot push runs/base/hub user/name --space           also a Space, a page that asks the model
 
 A repository with a shard, a code file or a licence missing looks well on the Hub and fails, or can't be used, in the
 hands of others. So the folder is checked first, and of it only what belongs to a repository is uploaded: no optimiser
@@ -7,9 +12,6 @@ states, no checkpoints, no logs.
 
 
 def add_arguments(parser) -> None:
-    parser.description = (
-        "Check that FOLDER is a complete repository and upload it to the Hugging Face Hub. Log in first: hf auth login"
-    )
     parser.add_argument("folder", metavar="FOLDER", help="what save_pretrained (or mmcot demo, in hub/) left")
     parser.add_argument("repo_id", metavar="REPO_ID", help="user/name; made if there is no such repository")
     parser.add_argument("--private", action="store_true", help="make a new repository private")

@@ -12,10 +12,13 @@ skips what is done and goes on with what was cut off.
 """
 
 import argparse
+import sys
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", help="YAML file, name of a recipe of the package, or questions")
+    parser.add_argument(
+        "recipe", metavar="RECIPE", nargs="?", help="YAML file, name of a recipe of the package, or questions"
+    )
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="values that go before the recipe's")
     short = parser.format_help
     parser.format_help = lambda: f"{short()}\n{_keys()}\n"  # type: ignore[method-assign] # only --help reads it
@@ -33,7 +36,22 @@ def _keys() -> str:
     return "\n".join([*lines, "", recipe_help()])
 
 
+def recipe_list() -> str:
+    """The recipes of the package, a line each."""
+    from mmcot.training.stages.recipe_file import recipe_summaries
+
+    lines = ["mmcot train needs a recipe, or a file of questions: `mmcot train my-questions.jsonl`. Recipes:"]
+    for kind, recipes in recipe_summaries().items():
+        lines += ["", f"{kind}:"]
+        width = max(map(len, recipes))
+        lines += [f"  {name:<{width}}  {summary}" for name, summary in recipes.items()]
+    return "\n".join([*lines, "", "`mmcot train --help` lists every key of a recipe."])
+
+
 def run(args: argparse.Namespace) -> int:
+    if args.recipe is None:
+        print(recipe_list(), file=sys.stderr)
+        return 2
     from accelerate import PartialState
 
     from mmcot.training.evaluation.tables import format_table

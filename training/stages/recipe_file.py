@@ -18,12 +18,28 @@ from mmcot.training.stages.recipe_values import from_dict
 
 RECIPES = Path(__file__).parents[1] / "recipes"  # a folder a kind; names are unique among all
 OWN_DATA = "own-data"
+_ORDER = {"own-data": 0, "demo": 1, "paper": 2, "ablations": 3}
 DATA_FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
 
 def recipe_files() -> dict[str, Path]:
     """Name → file of the recipes that come with the package."""
     return {path.stem: path for path in sorted(RECIPES.glob("*/*.yaml"))}
+
+
+def recipe_summaries() -> dict[str, dict[str, str]]:
+    """Kind → name → the first sentence of the recipe's head."""
+    found: dict[str, dict[str, str]] = {}
+    for name, path in sorted(recipe_files().items(), key=lambda item: _ORDER.get(item[1].parent.name, 9)):
+        head = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if not line.startswith("#"):
+                break
+            head.append(line.lstrip("# "))
+        sentence = re.match(r"(.*?[a-z)0-9A→%][.:])(?=\s|$)(?![^(]*\))", " ".join(head))
+        text = (sentence[1] if sentence else " ".join(head)).rstrip(".:")
+        found.setdefault(path.parent.name, {})[name] = text
+    return found
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -1,6 +1,7 @@
 """The command line: quick to help, clear in errors."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -43,6 +44,27 @@ def test_every_command_has_help_without_torch(name):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"usage: mmcot {name}" in done.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_help_begins_with_commands_to_copy(name):
+    from mmcot.training.cli import command_parser
+
+    shown = command_parser(name)[0].format_help()
+    head = shown.split("usage:")[0]
+    examples = [line.strip() for line in head.splitlines() if line.startswith("  ")]
+    assert head.strip() and not head.startswith("`mmcot"), "first what it does"
+    assert any(re.match(rf"(accelerate launch -m )?mmcot(\.training\.cli)? {name}\b", line) for line in examples)
+
+
+def test_train_without_a_recipe_lists_recipes_a_line_each(capsys):
+    from mmcot.training.stages.recipe_file import recipe_files
+
+    assert main(["train"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    for name in recipe_files():
+        (line,) = [line for line in lines if line.startswith(f"  {name} ")]
+        assert len(line.split(maxsplit=1)[1]) > 15 and "The same" not in line
 
 
 def test_unknown_command_and_version(capsys):
