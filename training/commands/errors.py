@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from mmcot.training.common import UserError, write_json
+    from mmcot.training.paper.published import PUBLISHED_HALLUCINATION
     from mmcot.training.report.errors import error_study, format_study, validate_on_embedded
 
     if not args.predictions and not args.validate:
@@ -63,6 +64,13 @@ def run(args: argparse.Namespace) -> int:
             **source_options(args),
         )
     print(format_study(result))
+    if "labels" in result:
+        result["published"] = PUBLISHED_HALLUCINATION
+        for version, found in PUBLISHED_HALLUCINATION.items():
+            print(
+                f"published [{version}]: {found['hallucinated']:.0f} % of {found['n']} errors of the text-only model "
+                f"hallucinated, {found['corrected_by_vision']:.1f} % of those corrected by vision"
+            )
     if args.json:
         write_json(args.json, result)
     return 0

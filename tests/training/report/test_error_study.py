@@ -41,6 +41,7 @@ def test_labels_are_asked_for_and_gone_on_with(files, tmp_path, monkeypatch, cap
     command = ("--predictions", files / "blind.jsonl", "--n", 4, "--labels", labels, "--json", out)
     assert errors(monkeypatch, *command, typed="h\n?\nl\n") == 0  # then the input ends
     text = capsys.readouterr().out
+    assert "published [v5]: 56 % of 50 errors" in text
     assert "labelled: 2 of 4" in text and "<- right" in text and "<- answered" in text
     assert "common sense: lacks or breaks" in text  # what `?` shows
     drawn = json.loads(out.read_text())["drawn"]
