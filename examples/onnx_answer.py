@@ -43,8 +43,7 @@ class OnnxModel:
     def features(self, inputs: dict) -> tuple[np.ndarray, np.ndarray]:
         """Patch features (1, patches, width) and their mask; a question without a picture has one patch of zeros."""
         if "pixel_values" not in inputs or not inputs["image_attention_mask"].any():
-            shape = self.graphs["answer_encoder"].get_inputs()[2].shape
-            return np.zeros((1, 1, shape[-1]), np.float32), np.ones((1, 1), bool)
+            return np.zeros((1, 1, self.options["image_feature_size"]), np.float32), np.ones((1, 1), bool)
         pixels = inputs["pixel_values"].reshape(-1, *inputs["pixel_values"].shape[-3:])
         features = self.graphs["vision"].run(None, {"pixel_values": pixels})[0]
         features = features.reshape(1, -1, features.shape[-1])  # the patches of several pictures, one after the other

@@ -71,7 +71,8 @@ def main() -> None:
     processor.save_pretrained(args.output)
     options = {name: getattr(model.config, name) for name in OPTIONS}
     options |= {"max_new_tokens": model.generation_config.max_new_tokens}
-    options |= {name: getattr(model.rationale.config, name) for name in ("decoder_start_token_id", "eos_token_id")}
+    names = ("decoder_start_token_id", "eos_token_id", "image_feature_size")
+    options |= {name: getattr(model.rationale.config, name) for name in names}
     (args.output / "options.json").write_text(json.dumps(options))
     if args.int8:
         from onnxruntime.quantization import quantize_dynamic
