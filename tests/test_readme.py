@@ -1,5 +1,6 @@
 """The README's blocks do what they say, as they stand."""
 
+import ast
 import json
 import os
 import re
@@ -74,6 +75,37 @@ def test_own_data_as_it_stands(tmp_path, hub_cache):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "protocol: generated" in done.stdout and (tmp_path / "runs" / "mine" / "hub" / "README.md").is_file()
+
+
+def test_the_first_python_block_gives_what_it_says(tmp_path, two_stage_repository):
+    """In the folder that a demo leaves, where this package isn't installed."""
+    demo = tmp_path / "mmcot-demo"
+    demo.mkdir()
+    (demo / "hub").symlink_to(two_stage_repository)
+    Image.new("RGB", (64, 64), "red").save(demo / "question.png")
+    problem = {"question": "Which colour is it?", "choices": ["red", "blue"], "context": "A box."}
+    (demo / "question.json").write_text(json.dumps({**problem, "image": str(demo / "question.png")}))
+    block = re.search(r"```python\n(.*?)```", README, re.S)[1]
+    code = 'import sys\nsys.modules["mmcot"] = None\n' + block
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    answer = ast.literal_eval(done.stdout.strip().splitlines()[-1])
+    assert set(answer) >= {"rationale", "answer", "answer_text", "scores", "generated"}
+    assert answer["answer_text"] == problem["choices"]["AB".index(answer["answer"])]
+
+
+def test_the_picture_is_small_and_drawn():
+    picture = Path(__file__).parents[1] / "docs" / "pictures" / "answer.svg"
+    text = picture.read_text(encoding="utf-8")
+    assert "docs/pictures/answer.svg" in README and picture.stat().st_size < 60_000
+    assert "Rationale" in text and "where it looks" in text and text.count("<image") == 2
 
 
 def test_every_command_named_exists():

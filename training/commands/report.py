@@ -11,7 +11,8 @@ The page holds everything in one file: accuracy with intervals and protocol, by 
 curves; rationales; whether the scores mean what they say; letters; right and wrong answers with the model's attention.
 A RUN is a folder that `mmcot train` left (its output_dir), or a predictions file; NAME=RUN names it. All runs answer
 the same questions; the others are tested against the first. Every number comes from the predictions files. An --output
-that ends in .png or .jpg draws the answers that a repository gives to questions of a source, with its attention.
+that ends in .png or .jpg draws the answers that a repository gives to questions of a source, with its attention; one
+that ends in .svg draws the first alone.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from pathlib import Path
 from mmcot.training.commands.source import add_source_arguments, problems_of, source_options
 from mmcot.training.common import UserError
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".svg")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,6 +98,12 @@ def _picture(args: argparse.Namespace) -> int:
     problems = [dict(problems[i]) for i in chosen]
     pipeline = load_pipeline(model, args.device)
     results = pipeline(problems, return_attention=True)
+    if Path(args.output).suffix.lower() == ".svg":
+        from mmcot.training.report.answer_picture import draw_answer
+
+        draw_answer(problems[0], results[0], args.output)
+        print(f"one answer drawn in {args.output}")
+        return 0
     draw_report(problems, results, args.output, title=str(model), patch_grid=has_patch_grid(pipeline.model))
     print(f"{len(problems)} answers drawn in {args.output}")
     return 0
