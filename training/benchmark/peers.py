@@ -27,7 +27,7 @@ from mmcot.training.benchmark.inputs import Setting
 from mmcot.training.inference.engine import TwoStageWeights, answer_questions
 from mmcot.training.inference.precision import has_native_bf16
 
-MOST_QUESTIONS = 96  # eight arms take a while
+MOST_QUESTIONS = 64  # eight arms take a while
 STAGES = ("rationale", "answer")
 Way = Callable[["Work"], list]  # answers everything; gives the rationales as it has them: ids or tokens
 BASELINE = "transformers float32"

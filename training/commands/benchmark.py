@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     number("--original-steps", None, "train: steps in one run of the original (default 1, or 5)")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="train: also compiled (default: GPU)")
     number(
-        "--questions", None, "generate, peers: questions in one of our runs (default 128, or 4,241; peers at most 96)"
+        "--questions", None, "generate, peers: questions in one of our runs (default 128, or 4,241; peers at most 64)"
     )
     number("--original-questions", 8, "generate: questions in one run of the original (default 8)")
     number("--max-new-tokens", None, "generate, peers: limit of a rationale (default 32, or 512)")

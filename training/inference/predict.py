@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mmcot.training.common import ExistingFileError, UserError
+from mmcot.training.common import ExistingFileError, MissingFileError, UserError
 from mmcot.training.evaluation.predictions import PredictionsWriter, header
 
 MODES = ("score", "generate")
@@ -34,15 +34,42 @@ def load_pipeline(model, device=None, dtype: str = "auto"):
         from transformers import PreTrainedConfig
 
         source = str(model)
-        kind = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
+        folder = fetched(source)
+        kind = PreTrainedConfig.get_config_dict(folder)[0].get("model_type")
         if kind not in ("mmcot", "mmcot_two_stage"):
             raise UserError(f"{source} is no Multimodal-CoT model, but {kind or 'something without a model_type'}")
         two_stage = kind == MMCoTTwoStageConfig.model_type
-        model = (MMCoTModel if two_stage else MMCoTForConditionalGeneration).from_pretrained(source)
-        processor = MMCoTProcessor.from_pretrained(source)
+        model = (MMCoTModel if two_stage else MMCoTForConditionalGeneration).from_pretrained(folder)
+        processor = MMCoTProcessor.from_pretrained(folder)
+        if folder != source:  # what it is called and which commit it is, not where the cache lies
+            model.config.name_or_path, model.config._commit_hash = source, Path(folder).name
     pipeline = MMCoTPipeline(model=model.eval(), processor=processor, device=device)
     pipeline.answering = use_answering(pipeline.model, dtype)
     return pipeline
+
+
+# of a repository; its code is the package's own
+FETCHED = ("*.json", "*.safetensors", "*.model", "*.jinja", "README.md", "LICENSE*", "NOTICE*", "requirements.txt")
+
+
+def fetched(source: str) -> str:
+    """A repository's folder on this machine: of a Hub id, all that answering needs, in one pass over its files.
+
+    Loading file by file asks the Hub for many that aren't there, again at each call; a Hub that is asked too often
+    answers 429.
+
+    Raises:
+        MissingFileError: it is no folder, and can't be had from the Hub.
+    """
+    if Path(source).exists():
+        return source
+    from huggingface_hub import snapshot_download
+
+    try:
+        return snapshot_download(source, allow_patterns=list(FETCHED))
+    except Exception as error:  # of the network, the Hub, the account, the name: what to do about them is the same
+        reason = (str(error).strip() or type(error).__name__).partition("\n")[0]
+        raise MissingFileError(f"{source}: no such folder, and it can't be had from the Hub: {reason}") from None
 
 
 def _check_device(device) -> None:
