@@ -1,6 +1,7 @@
 """The tables of `mmcot paper` as Markdown."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 
@@ -70,3 +71,45 @@ def _lengths(content: Mapping[str, Any]) -> list[str]:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
+
+
+# -- docs/protocols.md ------------------------------------------------------------------------------------------------
+
+_IN_DOCS = ("gpt-3.5", "base-v1", "large-v1", "base-v5", "large-v5", "human")
+
+
+def published_tables() -> str:
+    """The published figures as they stand in docs/protocols.md."""
+    from mmcot.training.evaluation.accuracy import COLUMNS
+    from mmcot.training.paper.published import PUBLISHED
+
+    lines = [f"| | {' | '.join(COLUMNS)} | protocol | source |", "|---" * (len(COLUMNS) + 3) + "|"]
+    for name in _IN_DOCS:
+        row = PUBLISHED[name]
+        cells = [row.title, *(f"{row.accuracy[column]:.2f}" for column in COLUMNS), row.protocol or "", row.source]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "What each part is worth: accuracy, and of two stages ROUGE-L of the rationale before it.", ""]
+    return "\n".join([*lines, *_published_rows()])
+
+
+def _published_rows() -> list[str]:
+    from mmcot.training.paper.published import PUBLISHED_ROWS
+    from mmcot.training.paper.rows import TABLES, TITLES, VERSIONS
+
+    lines = ["| | recipe | v1 | protocol | v5 | protocol |", "|---" * 6 + "|"]
+    rows = dict.fromkeys(row for table in TABLES.values() for version in VERSIONS for row in table[version])
+    for name in rows:
+        cells = []
+        for version in VERSIONS:
+            found = PUBLISHED_ROWS.get((version, name))
+            rouge = f"{found.rouge_l:.2f} → " if found and found.rouge_l is not None else ""
+            cells += [f"{rouge}{found.accuracy:.2f}", found.protocol or "not stated"] if found else ["", ""]
+        lines.append(f"| {TITLES[name]} | `{name}` | {' | '.join(cells)} |")
+    return lines
+
+
+def write_published(path: str | Path = "docs/protocols.md") -> None:
+    """Puts the published figures between the page's `published` markers."""
+    from mmcot.training.common import write_between_markers
+
+    write_between_markers(path, "published", published_tables())

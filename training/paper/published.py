@@ -133,7 +133,9 @@ def _published_rows() -> dict[tuple[str, str], PublishedRow]:
     for version, rows in (("v1", _ROWS_V1), ("v5", _ROWS_V5)):
         protocol = PUBLISHED[f"base-{version}"].protocol
         for name, (accuracy, rouge_l) in rows.items():
-            own = None if "one-stage" in name else protocol
+            # how the first version decoded what has no pictures isn't stated
+            unstated = "one-stage" in name or (version == "v1" and name.endswith("-only"))
+            own = None if unstated else protocol
             found[version, name] = PublishedRow(accuracy, rouge_l, own, f"[{version}]")
         for name in ("base", "large"):
             whole = PUBLISHED[f"{name}-{version}"]
