@@ -23,8 +23,8 @@ def header(method: str, **facts: Any) -> dict[str, Any]:
         method: "multimodal-cot", or a method of `mmcot reason`.
         facts: `model` and `revision` (or `fingerprint`) of what predicted, `source` and `split` of the questions,
             `protocol` ("generated" or "teacher_forced"), `mode` ("score" or "generate"), `decoding` (options of
-            generation), `images` ("given" or "blank"), `rationale_format` (None in one stage), and what a method adds
-            (`prompt`, `seed`, `tokens`).
+            generation), `images` ("given" or "blank"), `rationale_format` (None in one stage), `parameters`,
+            `seconds_per_question`, and what a method adds (`prompt`, `seed`, `tokens`).
     """
     from mmcot import __version__
 

@@ -1,6 +1,7 @@
 """Rationales and answers of a trained model for a set of problems, written to a predictions file."""
 
 import copy
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,7 @@ def predict(
     ]
     order = sorted(range(len(ids)), key=lambda i: -lengths[i])[state.process_index :: state.num_processes]
     with PredictionsWriter(output, facts, rank=state.process_index, num_processes=state.num_processes) as writer:
-        todo = [i for i in order if ids[i] not in writer.done]
+        todo, begun = [i for i in order if ids[i] not in writer.done], time.monotonic()
         batches = (_records(problems, todo[i : i + batch_size], blank_images) for i in range(0, len(todo), batch_size))
         with tqdm(total=len(todo), unit="problem", disable=not state.is_main_process) as progress:
             for id_, result in answer_batches(pipeline, batches, batch_size, mode, cache, generate_kwargs, seed):
@@ -151,7 +152,8 @@ def predict(
                 progress.update()
     state.wait_for_everyone()
     if state.is_main_process:
-        writer.finish(ids)
+        seconds = (time.monotonic() - begun) / (len(todo) * state.num_processes) if todo else None
+        writer.finish(ids, seconds_per_question=seconds and round(seconds, 4))
     state.wait_for_everyone()
     return output
 
@@ -194,6 +196,7 @@ def _header(pipeline, model, problems, mode, blank_images, cache, source, genera
     return header(
         "multimodal-cot",
         model=model_name(model),
+        parameters=sum(weight.numel() for weight in pipeline.model.parameters()),
         revision=getattr(pipeline.model.config, "_commit_hash", None),
         fingerprint=model_fingerprint(pipeline.model),
         source=None if source is None else str(source),

@@ -7,6 +7,7 @@ completion to a file before anything is made of it.
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -99,7 +100,7 @@ class Caller:
         self.journal.parent.mkdir(parents=True, exist_ok=True)
         drop_cut_line(self.journal)
         self.known: dict[str, Completion] = {}
-        self.tokens = {"prompt": 0, "completion": 0}
+        self.tokens, self.seconds = {"prompt": 0, "completion": 0}, 0.0
         for record in read_jsonl(self.journal) if self.journal.exists() else ():
             self._remember(record)
 
@@ -108,6 +109,7 @@ class Caller:
             record["text"], record["prompt_tokens"], record["completion_tokens"], record.get("log_probs") or {}
         )
         if record["key"] not in self.known:
+            self.seconds += record.get("seconds", 0.0)
             self.tokens["prompt"] += completion.prompt_tokens
             self.tokens["completion"] += completion.completion_tokens
         self.known[record["key"]] = completion
@@ -157,16 +159,20 @@ class Caller:
                 return results
             affordable = self._affordable([request for _, _, request in waiting])
             asked, waiting = waiting[:affordable], waiting[affordable:]
+            before = time.monotonic()
             with open(self.journal, "a", encoding="utf-8") as file:
                 for position, completion in self.model.complete([request for _, _, request in asked]):
                     id_, work, request = asked[position]
+                    now = time.monotonic()
                     record = {
                         "id": id_,
                         "key": self._key(id_, request),
                         "step": request.step,
                         "prompt": request.prompt,
                         **asdict(completion),
+                        "seconds": round(now - before, 6),  # since the completion before: calls may overlap
                     }
+                    before = now
                     file.write(json.dumps(record, ensure_ascii=False) + "\n")
                     file.flush()
                     advance(id_, work, self._remember(record))

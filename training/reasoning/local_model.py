@@ -76,6 +76,7 @@ class LocalModel:
         self.model = auto.from_pretrained(name, dtype=getattr(torch, dtype), **placement).eval()
         if not placement:
             self.model.to(self.device)
+        self.parameters = sum(weight.numel() for weight in self.model.parameters())
         self.processor = AutoProcessor.from_pretrained(name) if self.takes_images else None
         self.tokenizer = self.processor.tokenizer if self.takes_images else AutoTokenizer.from_pretrained(name)
         if self.tokenizer.pad_token is None:

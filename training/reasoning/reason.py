@@ -8,6 +8,7 @@ from typing import Any
 
 from mmcot.training.common import UserError
 from mmcot.training.evaluation.predictions import PredictionsWriter, header
+from mmcot.training.inference.predict import model_name
 from mmcot.training.reasoning.calls import Caller, LanguageModel
 from mmcot.training.reasoning.demonstrations import sample_demonstrations, write_demonstrations
 from mmcot.training.reasoning.methods import NEED_DEMONSTRATIONS, Selection, Settings, method_module
@@ -65,7 +66,8 @@ def reason(
         write_demonstrations(save_demonstrations, selection.demonstrations)
     facts = header(
         method,
-        model=model.name,
+        model=model.name if getattr(model, "url", None) else model_name(model.name),
+        parameters=getattr(model, "parameters", None),
         endpoint=getattr(model, "url", None),
         source=source,
         split=split,
@@ -87,7 +89,8 @@ def reason(
         for problem in problems:
             if problem["id"] not in writer.done:
                 writer.add({"id": problem["id"], **answers[problem["id"]]})
-        writer.finish([problem["id"] for problem in problems], tokens=caller.tokens)
+        seconds = round(caller.seconds / len(problems), 4)
+        writer.finish([problem["id"] for problem in problems], tokens=caller.tokens, seconds_per_question=seconds)
     missing = sum(answer["answer"] is None for answer in answers.values())
     logger.info("%d predictions, %d without an answer, %s tokens", len(answers), missing, caller.tokens)
     return output

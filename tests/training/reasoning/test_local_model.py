@@ -60,7 +60,9 @@ def save_model(kind, folder, tokenizer, chat=False):
 def tokenizer(tiny_tokenizer):
     import copy
 
-    return copy.deepcopy(tiny_tokenizer)
+    own = copy.deepcopy(tiny_tokenizer)
+    own._set_processor_class(None)  # another test may have saved it with a processor
+    return own
 
 
 PROMPTS = ["Which is red? Answer:", "In the picture, the petals are green. So?", "Why?", "Which is red? " * 20]
