@@ -63,6 +63,7 @@ class TwoStageTrainer:
         self.folder = Path(output_dir)
         values = {"output_dir": str(output_dir), "data": str(self.folder / "data"), **settings}
         values |= {key: split if self.datasets[split] is not None else None for split, key in SPLITS.items()}
+        values.setdefault("data_name", _name_of(train_dataset) or self.folder.absolute().name)
         if model is not None:
             values["model"] = model
         overrides = []
@@ -111,6 +112,14 @@ class TwoStageTrainer:
         from mmcot.training.hub.push import push
 
         return push(self.hub, repo_id, **options)
+
+
+def _name_of(dataset: "datasets.Dataset") -> str | None:
+    """A data set's own name, for the model card; None where it has only that of the files' kind."""
+    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
+
+    name = dataset.info.dataset_name
+    return None if name in _PACKAGED_DATASETS_MODULES else name
 
 
 def _write(dataset: "datasets.Dataset", path: Path) -> None:

@@ -78,3 +78,9 @@ def test_site_is_built_without_a_warning(tmp_path):
     commands = (tmp_path / "site/cli/index.html").read_text(encoding="utf-8")
     assert "mmcot push" in commands and "--dry-run" in commands
     assert "blank_probe" in (tmp_path / "site/training/index.html").read_text(encoding="utf-8")
+
+
+def test_published_figures_are_the_published_ones():
+    published = (ROOT / "training/paper/published.py").read_text(encoding="utf-8")
+    figures = re.findall(r"\b\d\d\.\d\d\b", (ROOT / "docs/faq.md").read_text(encoding="utf-8"))
+    assert len(figures) > 4 and all(figure in published for figure in figures)

@@ -48,6 +48,7 @@ def test_run_from_datasets_is_the_commands_run(tmp_path):
     assert results["test"]["n"] == {"IMG": 6, "Avg": 6} and "val" not in results
     assert json.loads((tmp_path / "run/results_test.json").read_text()) == results["test"]
     assert json.loads((tmp_path / "run/answer/manifest.json").read_text())["steps"] == 1
+    assert "Data: run." in (trainer.hub / "README.md").read_text()  # not "data", the folder of its parquet files
     answer = trainer.pipeline()({"question": "Which colour is it?", "choices": ["red", "blue"], "image": None})
     assert answer["answer"] in ("A", "B")
 

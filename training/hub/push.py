@@ -15,7 +15,7 @@ from pathlib import Path
 from mmcot.training.common import MissingFileError, UserError
 from mmcot.training.hub.cards import REPOSITORY, loading_arguments
 from mmcot.training.hub.examples import example_files
-from mmcot.training.hub.extras import EVAL_RESULTS, PREDICTIONS, RESULTS
+from mmcot.training.hub.extras import EVAL_RESULTS, EXAMPLE_PICTURE, PREDICTIONS, RESULTS
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
@@ -84,6 +84,8 @@ def push(
         )
         if pinned:
             card = card.replace(REPOSITORY, loading_arguments(repo_id, commit.oid))
+            shown = f'"image": "{EXAMPLE_PICTURE}"'  # the card's code runs where nothing was downloaded
+            card = card.replace(shown, shown.replace('": "', f'": "{repository}/resolve/{commit.oid}/'))
             commit = api.upload_file(path_or_fileobj=card.encode(), path_in_repo="README.md", **where)
     return f"{repository}/tree/{commit.oid}"
 

@@ -2,9 +2,11 @@
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import textwrap
+import urllib.request
 
 import numpy as np
 import pytest
@@ -56,11 +58,13 @@ def folder(tmp_path):
     (root / "checkpoint-10").mkdir(parents=True)
     texts = {**CODE, "config.json": json.dumps(CONFIG), "processor_config.json": json.dumps(PROCESSOR)}
     texts |= {"tokenizer.json": "{}", "tokenizer_config.json": "{}", "generation_config.json": "{}"}
-    facts = {"model_type": "mmcot_two_stage", "dataset": "embedded", "name": "tiny"}
+    example = {"question": "?", "choices": ["a", "b"], "image": "example.png", "answer": 0, "said": 0}
+    facts = {"model_type": "mmcot_two_stage", "dataset": "embedded", "name": "tiny", "example": example}
     texts["README.md"] = model_card(RESULTS, facts) + "\n![seen](report.png)\n"
     for name, text in texts.items():
         (root / name).write_text(text, encoding="utf-8")
-    (root / "report.png").write_bytes(b"\x89PNG\0")
+    for name in ("report.png", "example.png"):
+        (root / name).write_bytes(b"\x89PNG\0")
     save_file(
         {"linear.weight": np.eye(3, dtype=np.float32) * 7}, root / "model.safetensors", metadata={"format": "pt"}
     )
@@ -78,6 +82,7 @@ def test_what_belongs_to_the_repository_is_uploaded_and_nothing_else(hub, folder
         ".gitattributes",
         "README.md",
         "config.json",
+        "example.png",
         "generation_config.json",
         "model.safetensors",
         "processor_config.json",
@@ -94,6 +99,10 @@ def test_card_names_the_repository_and_a_commit_that_has_the_files(hub, folder):
     push(folder, "tester/tiny")
     text = hub.files("tester/tiny")["README.md"].decode()
     assert "path/to/this/folder" not in text and '"tester/tiny", revision="' in text
+    picture = re.search(r'"image": "(.*?)"', text)[1]
+    at_commit = text.split('revision="')[1].split('"')[0]
+    assert picture == f"{hub.url}/tester/tiny/resolve/{at_commit}/example.png"
+    assert urllib.request.urlopen(picture).read() == (folder / "example.png").read_bytes()
     pinned = text.split('revision="')[1].split('"')[0]
     at_pinned = set(hub.files("tester/tiny", revision=pinned))
     assert at_pinned >= {"config.json", "model.safetensors", *CODE} and "README.md" not in at_pinned

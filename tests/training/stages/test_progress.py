@@ -132,3 +132,28 @@ def test_lines_stand_above_bars(capfd):
         bar.update()
         logging.getLogger("mmcot").info("a line of its own")
     assert "a line of its own" in re.split(r"[\r\n]", capfd.readouterr().err)
+
+
+def test_time_is_estimated_before_the_first_row(caplog, monkeypatch):
+    from types import SimpleNamespace
+
+    from mmcot.training.stages import progress
+
+    clock = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    samples = {"length": [7, 9], "target_length": [3, 3]}
+    args = SimpleNamespace(per_device_train_batch_size=2, world_size=3, gradient_accumulation_steps=4, bf16=True)
+    state = SimpleNamespace(
+        global_step=0, max_steps=1011, is_world_process_zero=True, log_history=[], num_train_epochs=2
+    )
+    callback = progress.StageProgress("answer", (2, 2), samples, (3_000_000_000, 1_000_000), bars=False)
+    with caplog.at_level(logging.INFO, "mmcot"):
+        callback.on_train_begin(args, state, None)
+        clock[0] += 60  # the first step compiles
+        for step in range(1, 13):
+            state.global_step = step
+            callback.on_step_end(args, state, None)
+            clock[0] += 2
+    assert "estimated time: 33 min 20 s, without evaluations" in caplog.text and caplog.text.count("estimated") == 1
+    assert "1,011 of 24 samples on 3 processes, 2 epochs" in caplog.text and "bf16" in caplog.text
+    assert "3,000 M, 1.0 M of them trained" in caplog.text and "8 in (longest 9), 3 out (longest 3)" in caplog.text
