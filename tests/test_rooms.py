@@ -17,7 +17,8 @@ FLOORS = (
     {"hub"},
     {"train"},
     {"paper", "benchmark", "report", "two_stage_trainer"},
-    {"app", "demo"},
+    {"demo"},
+    {"app"},
     {"commands"},
     {"cli"},
 )
