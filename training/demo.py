@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmcot.training.common import MissingFileError, UserError
@@ -18,19 +19,19 @@ ARMS = {
 }
 MAIN = "(c) two stages, with pictures"
 BLANK = "(c) with its pictures blanked"
-# `--quick` goes the same way, with hardly any training
-QUICK = ["max_steps=12", "rationale.max_steps=12", "answer.max_steps=12", "warmup_steps=2", "max_new_tokens=16"]
-QUICK += ["data=embedded:n=400,test=40,skills=flower+layers+flag+tense"]
+QUICK_ARMS = {MAIN: "demo-quick"}  # `--quick`: the method alone, on one skill
 REPORT_ROWS = 6
+SHOWN_ANSWERS = 3
 
 
-def demo(output: str | Path = "mmcot-demo", quick: bool = False, seed: int = 0) -> dict:
+def demo(output: str | Path = "mmcot-demo", quick: bool = False, seed: int = 0, overrides: Sequence[str] = ()) -> dict:
     """Runs the demonstration, and returns what `results.json` holds.
 
     Args:
         output: folder; an interrupted demo in it is gone on with.
-        quick: hardly any training, to see everything run.
+        quick: one skill and the method alone, for a minute and a half.
         seed: of the networks' weights; the questions are always the same.
+        overrides: `key=value` for all its recipes, to try it with less.
     """
     from mmcot.training.common import write_json
     from mmcot.training.data.problems import load_problems
@@ -42,20 +43,23 @@ def demo(output: str | Path = "mmcot-demo", quick: bool = False, seed: int = 0) 
     folder = Path(output)
     start = time.perf_counter()
     say = _Narrator(start)
-    overrides = [f"seed={seed}", *(QUICK if quick else [])]
+    overrides = [f"seed={seed}", *overrides]
+    arms = QUICK_ARMS if quick else ARMS
     results, seconds, recipes = {}, {}, {}
-    began = time.perf_counter()
-    say("a text network to start from: learns to find the option that a rationale names")
-    recipes[START] = load_recipe(START, [*overrides, f"output_dir={folder / 'runs' / START}"])
-    run_recipe(recipes[START])
-    seconds[START] = round(time.perf_counter() - began, 1)
-    started = folder / "runs" / START / "answer"
-    overrides += [f"model={started}", f"tokenizer={started}"]
-    for name, recipe_name in ARMS.items():
+    if not quick:
+        began = time.perf_counter()
+        say("a text network to start from: learns to find the option that a rationale names")
+        recipes[START] = load_recipe(START, [*overrides, f"output_dir={folder / 'runs' / START}"])
+        run_recipe(recipes[START])
+        seconds[START] = round(time.perf_counter() - began, 1)
+        started = folder / "runs" / START / "answer"
+        overrides += [f"model={started}", f"tokenizer={started}"]
+    for name, recipe_name in arms.items():
         recipes[name] = load_recipe(recipe_name, [*overrides, f"output_dir={folder / 'runs' / recipe_name}"])
         say(f"{name}: training")
         began = time.perf_counter()
-        results[name] = run_recipe(recipes[name])["test"]
+        found = run_recipe(recipes[name])
+        results[name] = found["test"]
         seconds[name] = round(time.perf_counter() - began, 1)
         say(f"{name}: {results[name]['accuracy']['IMG']:.1f} % of the questions with a picture")
 
@@ -64,8 +68,11 @@ def demo(output: str | Path = "mmcot-demo", quick: bool = False, seed: int = 0) 
     if recipe.max_test_samples is not None:
         problems = problems.select(range(min(recipe.max_test_samples, len(problems))))
     hub = _copy_repository(Path(recipe.output_dir) / "hub", folder / "hub")
-    say(f"{MAIN}: asked again without its pictures")
-    results[BLANK] = _without_pictures(hub, problems, folder)
+    if quick:  # where all questions have a picture, the run has asked them without
+        results[BLANK] = found["test_blank"]
+    else:
+        say(f"{MAIN}: asked again without its pictures")
+        results[BLANK] = _without_pictures(hub, problems, folder)
     say("drawing the report")
     _draw(hub, problems, folder / "report.png")
 
@@ -74,7 +81,7 @@ def demo(output: str | Path = "mmcot-demo", quick: bool = False, seed: int = 0) 
         "arms": results,
         "chance_on_image_questions": chance,
         "rationales_right_word_for_word": {
-            name: _exact(Path(recipes[name].output_dir), problems) for name in ARMS if not recipes[name].one_stage
+            name: _exact(Path(recipes[name].output_dir), problems) for name in arms if not recipes[name].one_stage
         },
         "seconds": {**seconds, "all": round(time.perf_counter() - start, 1)},
         "recipes": {name: recipe.identity() for name, recipe in recipes.items()},
@@ -85,9 +92,10 @@ def demo(output: str | Path = "mmcot-demo", quick: bool = False, seed: int = 0) 
     print()
     print(format_table(results))
     print(_reading(summary))
+    print(_answers(Path(recipe.output_dir), problems))
     say("one question to the repository, in a fresh process")
     print(_ask_in_fresh_process(hub, problems, folder))
-    print(_next_commands(folder, recipe.data))
+    print(_next_commands(folder, recipe.data, Path(recipe.output_dir)))
     say("done")
     return summary
 
@@ -218,15 +226,35 @@ def _reading(summary: dict) -> str:
         f"Rationales of (c) for them that are right word for word: {exact:.1f} %.",
     ]
     if summary["quick"]:
-        lines.append("(--quick: hardly trained. Leave it out to see the method at work.)")
+        lines.append("(--quick: one skill, one model. Leave it out for four skills and the models to compare with.)")
     return "\n".join(lines) + "\n"
 
 
-def _next_commands(folder: Path, data: str) -> str:
+def _answers(run_folder: Path, problems) -> str:
+    """A few of the test questions with what the model answered: right ones, and a wrong one where there is any."""
+    from mmcot.training.evaluation.reading import read_predictions
+
+    found = read_predictions(run_folder / "answer" / "predictions_test.jsonl")
+    rows = [(problem, found[problem["id"]]) for problem in problems if problem["images"]]
+    right = [row for row in rows if row[1]["answer"] == row[0]["answer"]]
+    wrong = [row for row in rows if row[1]["answer"] != row[0]["answer"]]
+    lines = [
+        f"{len(right):,} of {len(rows):,} questions with a picture are answered rightly. Some of them"
+        + (", and a wrong one:" if wrong else ":")
+    ]
+    for problem, told in [*right[:SHOWN_ANSWERS], *wrong[:1]]:
+        options = "  ".join(f"({chr(65 + i)}) {choice}" for i, choice in enumerate(problem["choices"]))
+        given = "-" if told["answer"] is None else chr(65 + told["answer"])
+        mark = "right" if told["answer"] == problem["answer"] else f"wrong, it is ({chr(65 + problem['answer'])})"
+        lines += [f"  {problem['question']}  {options}", f"    {told['rationale']}  → ({given}), {mark}"]
+    return "\n".join(lines) + "\n"
+
+
+def _next_commands(folder: Path, data: str, run_folder: Path) -> str:
     return (
         f"\nLook at {folder / 'report.png'}, then try:\n"
         f"  mmcot app {folder}                      # ask it yourself, in the browser (pip install 'mmcot[demo]')\n"
-        f"  mmcot report {folder / 'runs' / 'demo'}          # everything about its answers, in one page\n"
+        f"  mmcot report {run_folder}          # everything about its answers, in one page\n"
         f"  mmcot train my-questions.jsonl             # your own questions; `mmcot check` looks them over first\n"
         f"  mmcot report {folder / 'hub'} {data} --split test --output more.png\n"
         f"  mmcot predict {folder / 'hub'} {data} --split test --output predictions.jsonl\n"

@@ -1,5 +1,7 @@
-"""`mmcot demo --quick`: everything that the demo does, hardly trained."""
+"""`mmcot demo --quick`: one skill is learnt, from the pictures, and shown."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -7,33 +9,52 @@ import sys
 
 import pytest
 
-from mmcot.training.demo import ARMS, BLANK, write_readme
+from mmcot.training.demo import ARMS, BLANK, MAIN, write_readme
+from mmcot.training.demo import demo as run_demo
+
+LITTLE = ["max_steps=4", "rationale.max_steps=4", "answer.max_steps=4", "warmup_steps=2", "max_new_tokens=8"]
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("demo") / "out"
-    done = subprocess.run(
-        [sys.executable, "-m", "mmcot.training.cli", "demo", "--quick", "--output", str(folder)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder, done.stdout
+    """A quick demo that hardly trains, and what it shows."""
+    folder, shown = tmp_path_factory.mktemp("demo") / "out", io.StringIO()
+    with contextlib.redirect_stdout(shown):
+        run_demo(folder, quick=True, overrides=[*LITTLE, "data=embedded:n=60,test=20,skills=magnets"])
+    return folder, shown.getvalue()
 
 
 def test_it_leaves_what_it_promises(demo):
     folder, shown = demo
     results = json.loads((folder / "results.json").read_text())
-    assert set(results["arms"]) == {*ARMS, BLANK}
-    assert {result["n"]["Avg"] for result in results["arms"].values()} == {40}
-    assert all(results["arms"][BLANK]["n"][column] > 0 for column in ("NAT", "SOC", "LAN", "TXT", "IMG", "NO"))
+    assert set(results["arms"]) == {MAIN, BLANK} and results["quick"]
+    assert {result["n"]["IMG"] for result in results["arms"].values()} == {20}
     assert (folder / "report.png").stat().st_size > 10_000
-    for name in ("config.json", "model.safetensors", "README.md", "processing_mmcot.py"):
+    for name in ("config.json", "model.safetensors", "README.md", "processing_mmcot.py", "examples/examples.json"):
         assert (folder / "hub" / name).is_file()
-    for text in ("G7-12", "rationale:", "answer:", "mmcot predict", "guessing gives"):
+    for text in ("IMG", "rationale:", "answer:", "guessing gives"):
         assert text in shown
+    assert shown.index("mmcot app") < shown.index("mmcot report") < shown.index("mmcot predict")
+
+
+@pytest.mark.slow
+def test_the_whole_demo_goes_its_way(tmp_path, capsys):
+    data = "data=embedded:n=200,test=20,skills=flower+layers+flag+tense"
+    summary = run_demo(tmp_path / "out", overrides=[*LITTLE, data])
+    assert set(summary["arms"]) == {*ARMS, BLANK} and not summary["quick"]
+    assert {result["n"]["Avg"] for result in summary["arms"].values()} == {20}
+    assert f"mmcot report {tmp_path / 'out' / 'runs' / 'demo'}" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_quick_learns_a_skill_from_the_pictures_and_shows_right_answers(tmp_path):
+    command = [sys.executable, "-m", "mmcot.training.cli", "demo", "--quick", "--output", str(tmp_path / "out")]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["arms"][MAIN]["accuracy"]["IMG"] > 90 > 65 > results["arms"][BLANK]["accuracy"]["IMG"]
+    assert done.stdout.count("), right") >= 3 and "In the picture, the" in done.stdout
 
 
 def test_figures_of_a_quick_demo_stay_out_of_the_readme(demo, tmp_path):
@@ -52,9 +73,7 @@ def test_figures_of_a_quick_demo_stay_out_of_the_readme(demo, tmp_path):
 @pytest.mark.slow
 def test_the_papers_argument_is_seen(tmp_path):
     """The whole demo, minutes: pictures and two stages answer, without pictures it is chance."""
-    from mmcot.training.demo import MAIN, demo
-
-    summary = demo(tmp_path)
+    summary = run_demo(tmp_path)
     accuracy = {name: result["accuracy"]["IMG"] for name, result in summary["arms"].items()}
     assert accuracy[MAIN] >= 90 and summary["rationales_right_word_for_word"][MAIN]["IMG"] > 50
     for name in ("(b) two stages, without pictures", BLANK):

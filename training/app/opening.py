@@ -54,17 +54,25 @@ def _with_run(model: str, run: Path | None) -> Shown:
         return Shown(model)
     from mmcot.training.evaluation.predictions import read_header
 
-    for folder in (run, run / "runs" / "demo"):
+    for folder in (run, run / "runs" / _demo_run(run)):
         for split in ("test", "val"):
             file = folder / "answer" / f"predictions_{split}.jsonl"
             if file.is_file():
                 header = read_header(file)
-                others = {}
-                blank = run / "runs" / "predictions_blank.jsonl"
-                if blank.is_file():
-                    others = {"without pictures": blank}
+                blanks = (run / "runs" / "predictions_blank.jsonl", file.with_name("predictions_test_blank.jsonl"))
+                blank = next((path for path in blanks if folder != run and path.is_file()), None)
+                others = {} if blank is None else {"without pictures": blank}
                 return Shown(model, header.get("source"), header.get("split"), {"this model": file, **others})
     return Shown(model)
+
+
+def _demo_run(folder: Path) -> str:
+    """The run whose repository a demo's folder holds."""
+    import json
+
+    results = folder / "results.json"
+    quick = results.is_file() and json.loads(results.read_text(encoding="utf-8")).get("quick")
+    return "demo-quick" if quick else "demo"
 
 
 def open_app(

@@ -16,7 +16,7 @@ from pathlib import Path
 def add_arguments(parser) -> None:
     parser.add_argument("--output", default="mmcot-demo", metavar="DIR", help="folder to fill (default: mmcot-demo)")
     parser.add_argument(
-        "--quick", action="store_true", help="all of it in under 90 s, at whatever accuracy that gives"
+        "--quick", action="store_true", help="one skill, the method alone: about 90 seconds on two cores"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the networks' weights")
     parser.add_argument("--write-readme", metavar="FILE", help="only put a finished demo's table into this README")
