@@ -137,7 +137,7 @@ def warn_of_losses(tokenizer, problem: Mapping[str, Any]) -> None:
         "model.resize_token_embeddings(len(tokenizer)). Further cases aren't reported"
     )
     choices = choices_of(problem)
-    if "mmcot_equal_options" not in told and len(choices) > 1:
+    if "mmcot_equal_options" not in told and len(choices) > 1 and not _surely_differ(tokenizer, choices):
         ids = tokenizer(choices, add_special_tokens=False, verbose=False)["input_ids"]
         for one, other in combinations(range(len(choices)), 2):
             if ids[one] == ids[other] and choices[one].split() != choices[other].split():
@@ -156,6 +156,25 @@ def warn_of_losses(tokenizer, problem: Mapping[str, Any]) -> None:
             logger.warning(
                 f"{problem_name(problem)}: most of its question is unknown to this tokenizer's vocabulary. {cure}"
             )
+
+
+@functools.lru_cache(maxsize=8)
+def _known_characters(tokenizer, size: int) -> frozenset[str]:
+    """The printable ASCII characters that a vocabulary can write; `size` as in `check_tokenizer`."""
+    return frozenset(
+        character
+        for character in map(chr, range(33, 127))
+        if tokenizer.decode(token_ids(tokenizer, character)).strip() == character
+    )
+
+
+def _surely_differ(tokenizer, choices: list[str]) -> bool:
+    """Whether options can't have equal ids: all their characters are known and they differ beyond case. Tells most
+    apart without tokenising them."""
+    words = [choice.split() for choice in choices]
+    if len({" ".join(own).casefold() for own in words}) < len(words):
+        return False
+    return set().union(*(set("".join(own)) for own in words)) <= _known_characters(tokenizer, len(tokenizer))
 
 
 def readable_text(tokenizer, ids: list[int]) -> str:

@@ -356,3 +356,11 @@ def test_labels_are_never_cut_and_end_in_the_end_token(tokenizer):
     problem = long_problem(context="", solution=WORD * 99, answer=0)
     labels = processor.encode(problem, "rationale", target=True)["labels"]
     assert labels == tokenizer(build_prompt(problem, "QCM-E")[1])["input_ids"] and labels[-1] == 1
+
+
+def test_options_that_surely_differ_are_told_apart_without_the_tokenizer(tiny_tokenizer):
+    from mmcot.processing.tokens_mmcot import _surely_differ
+
+    assert _surely_differ(tiny_tokenizer, ["one", "two", "Three"])
+    for choices in (["one", "ONE"], ["one  two", "one two"], ["α", "β"], ["one", "two", "one"]):
+        assert not _surely_differ(tiny_tokenizer, choices)

@@ -68,7 +68,7 @@ class Int8Matrix:
             nonnegative: the state has no values below 0 (behind ReLU), and keeps one bit more.
         """
         state = state.float()
-        largest = state.abs().amax(-1, keepdim=True).clamp_(min=1e-12)  # of each row
+        largest = (state if nonnegative else state.abs()).amax(-1, keepdim=True).clamp_(min=1e-12)  # of each row
         bits = _activation_bits()
         top, zero = (2**bits - 1, 0) if nonnegative else (2 ** (bits - 1) - 1, 2 ** (bits - 1))
         if self.engine == "fbgemm":

@@ -155,13 +155,15 @@ class StageCollator:
 
     def _kept_pixels(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """As `processor.encode_images`, from pictures that are preprocessed once and kept in half precision."""
-        for row in rows:
-            if row["id"] not in self.kept:
-                encoded = self.processor.encode_images([self.processor.load_images(row)])
-                if "pixel_mask" in encoded:
-                    raise UserError("keep_images is for images that the image processor brings to one size")
-                mask, pixels = encoded["image_attention_mask"][0], encoded["pixel_values"]
-                self.kept[row["id"]] = pixels.view(len(mask), *pixels.shape[-3:])[mask].half()
+        missing = list({row["id"]: row for row in rows if row["id"] not in self.kept}.values())
+        if missing:
+            encoded = self.processor.encode_images([self.processor.load_images(row) for row in missing])
+            if "pixel_mask" in encoded:
+                raise UserError("keep_images is for images that the image processor brings to one size")
+            pixels, present = encoded["pixel_values"], encoded["image_attention_mask"]
+            pixels = pixels.view(*present.shape, *pixels.shape[-3:]).half()  # (rows, images, 3, height, width)
+            for row, own, mask in zip(missing, pixels, present, strict=True):
+                self.kept[row["id"]] = own[mask]
         kept = [self.kept[row["id"]] for row in rows]
         present = torch.arange(max(1, *map(len, kept))) < torch.tensor([len(images) for images in kept])[:, None]
         pixels = torch.zeros(*present.shape, *kept[0].shape[1:])
