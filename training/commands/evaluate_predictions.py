@@ -108,11 +108,9 @@ def run(args: argparse.Namespace) -> int:
         }
         result = evaluate_predictions(chosen, predictions, **options)
         result.update(told(args.predictions))
-        table = {Path(args.predictions).stem: result}
         if is_mixture(args.problems):  # a row for each of its sources
             result["sources"] = evaluate_sources(chosen, predictions, **options)
-            table |= result["sources"]
-        print(format_table(table))
+        print(format_table({Path(args.predictions).stem: result}))
         if args.risk_coverage or args.abstain_below is not None:
             from mmcot.training.evaluation.selective import format_risk_coverage, risk_coverage
 

@@ -1,13 +1,15 @@
 """Results as text."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from mmcot.training.evaluation.accuracy import COLUMNS
 
 
 def format_table(results: Mapping[str, Mapping]) -> str:
     """The paper's table as text: for each run its accuracies (%), half the width of their 95 % intervals, the number
-    of questions, the protocol, the rationale's scores and how many answers could not be parsed."""
+    of questions, the protocol, the rationale's scores and how many answers could not be parsed. Sources of a
+    mixture have rows of their own."""
+    results = dict(_with_sources(results))
     columns = [column for column in COLUMNS if any(column in result["accuracy"] for result in results.values())]
     width = max([len(name) for name in results] + [12])
     lines = [" " * width + "".join(f"{column:>8}" for column in columns)]
@@ -30,6 +32,13 @@ def format_table(results: Mapping[str, Mapping]) -> str:
         lines.append("  " + " · ".join(notes))
     lines.append("Accuracy in %; ± is half the width of the 95 % interval (Wilson).")
     return "\n".join(lines)
+
+
+def _with_sources(results: Mapping[str, Mapping]) -> Iterator[tuple[str, Mapping]]:
+    for name, result in results.items():
+        yield name, result
+        for source, own in result.get("sources", {}).items():
+            yield f"{name} · {source}", own
 
 
 def format_comparison(comparison: Mapping, name_a: str = "A", name_b: str = "B") -> str:

@@ -103,8 +103,8 @@ def test_figures_of_each_source_in_one_table(mixture, tmp_path, capsys):
     assert main([*command, "--protocol", "generated", "--json", str(tmp_path / "r.json")]) == 0
     result = json.loads((tmp_path / "r.json").read_text())
     assert result["n"]["Avg"] == 9 and result["sources"]["own"]["accuracy"]["Avg"] == 100
-    rows = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line and line[0] not in " A"]
-    assert rows == ["p", "made", "own"]
+    rows = [line.partition("  ")[0] for line in capsys.readouterr().out.splitlines() if line and line[0] not in " A"]
+    assert rows == ["p", "p · made", "p · own"]
 
 
 def test_a_run_trains_on_a_mixture(mixture, tmp_path):
@@ -125,6 +125,7 @@ def test_a_run_trains_on_a_mixture(mixture, tmp_path):
     overrides += ["max_steps=2", "max_new_tokens=4", "eval_strategy=no", "save_strategy=no", "use_cpu=true"]
     result = run_recipe(load_recipe("embedded", [*overrides, "per_device_train_batch_size=4", "disable_tqdm=true"]))
     assert result["test"]["n"]["Avg"] == 9
+    assert {name: own["n"]["Avg"] for name, own in result["test"]["sources"].items()} == {"made": 6, "own": 3}
     predicted = [
         json.loads(line) for line in (tmp_path / "run/answer/predictions_test.jsonl").read_text().splitlines()
     ]
