@@ -80,6 +80,8 @@ def shown_time(seconds: float) -> str:
 
 
 def _count(number: int) -> str:
+    if number < 1e6:
+        return f"{number:,}"
     return f"{number / 1e6:,.1f} M" if number < 1e8 else f"{number / 1e6:,.0f} M"
 
 

@@ -47,7 +47,7 @@ def test_screen_of_a_run(tmp_path, capfd, notes):
     )
     assert first.startswith("rationale (") and second.startswith("answer (")
     assert re.search(r"tokens a sample +\d+ in \(longest \d+\), \d+ out \(longest \d+\)", first)
-    assert re.search(r"parameters +0\.\d M", first) and re.search(r"steps +6 of 8 samples, 2 epochs", first)
+    assert re.search(r"parameters +\d+,\d{3}\n", first) and re.search(r"steps +6 of 8 samples, 2 epochs", first)
     rows = re.findall(r"^ +(\d) +([12]\.00) +(\d\.\d{4}) +(\d\.\d{4}) +(\d+\.\d\d) ", first, re.M)
     assert [(step, epoch) for step, epoch, *_ in rows] == [("3", "1.00"), ("6", "2.00")]
     assert re.search(r"trained in .*; kept: step [36], by val loss", first)
@@ -95,7 +95,7 @@ def test_one_stage_and_frozen_backbone_are_told(tmp_path, capfd):
     assert main(["train", "embedded", *SIZES, *settings, f"output_dir={tmp_path}"]) == 0
     err = screen(capfd)[1]
     assert "Stage 1 of 1: answer (question, context and options in, answer out)" in err
-    assert "one stage" in err and re.search(r"parameters +0\.\d M, 0\.\d M of them trained", err)
+    assert "one stage" in err and re.search(r"parameters +\d+,\d{3}, \d+,\d{3} of them trained", err)
 
 
 def test_quiet_says_nothing_of_it(tmp_path, capfd):
