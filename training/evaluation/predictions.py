@@ -31,6 +31,9 @@ def header(method: str, **facts: Any) -> dict[str, Any]:
     return json.loads(json.dumps({"method": method, **facts, "mmcot": __version__}))
 
 
+LATE = ("tokens", "seconds_per_question")  # known when all is written: they say nothing about what was begun
+
+
 def read_header(path: str | Path) -> dict[str, Any]:
     """The header of a predictions file; empty for a file that has none."""
     with open(path, "rb") as file:
@@ -82,7 +85,7 @@ class PredictionsWriter:
         if not records:
             return {}
         found = records[0].get("header") or {}
-        keys = [key for key in {**found, **self.header} if found.get(key) != self.header.get(key)]
+        keys = [key for key in {**found, **self.header} if found.get(key) != self.header.get(key) and key not in LATE]
         if self.header.get("fingerprint"):  # says which model it is better than the folder's name
             keys = [key for key in keys if key != "model"]
         if keys:

@@ -36,6 +36,7 @@ def load_pipeline(model, device=None, dtype: str = "auto"):
 
         source = str(model)
         folder = fetched(source)
+        _check_files(source, Path(folder))
         kind = PreTrainedConfig.get_config_dict(folder)[0].get("model_type")
         if kind not in ("mmcot", "mmcot_two_stage"):
             raise UserError(f"{source} is no Multimodal-CoT model, but {kind or 'something without a model_type'}")
@@ -47,6 +48,30 @@ def load_pipeline(model, device=None, dtype: str = "auto"):
     pipeline = MMCoTPipeline(model=model.eval(), processor=processor, device=device)
     pipeline.answering = use_answering(pipeline.model, dtype)
     return pipeline
+
+
+READ = ("config.json", "generation_config.json", "model.safetensors.index.json", "processor_config.json")
+READ += ("preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+def _check_files(source: str, folder: Path) -> None:
+    """What transformers would read without a word about which file is damaged."""
+    import json
+
+    for path in (folder / name for name in READ):
+        if not path.is_file():
+            continue
+        try:
+            whole = isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
+        except (ValueError, RecursionError):  # cut off, or no text
+            whole = False
+        if not whole:
+            raise UserError(f"{source}: {path.name} is damaged or incomplete: download it again")
+    for name, others in {"config.json": (), "processor_config.json": (), "tokenizer.json": ("spiece.model",)}.items():
+        if folder.is_dir() and not any((folder / known).is_file() for known in (name, *others)):
+            raise UserError(
+                f"{source}: has no {name}: a model's folder is as `save_pretrained` writes it, or hub/ of a run"
+            )
 
 
 # of a repository; its code is the package's own

@@ -103,6 +103,7 @@ def test_predictions_go_on_where_they_were_cut(two_stage_repository, tmp_path):
     assert found[1].pop("rationale") == "kept" and expected[1].pop("rationale") != "kept"
     for record, other in zip(found[1:], expected[1:], strict=True):
         assert record.pop("scores") == pytest.approx(other.pop("scores"), abs=1e-4)
+    assert all(records[0]["header"].pop("seconds_per_question") > 0 for records in (found, expected))
     assert found == expected
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.jsonl", "whole.jsonl"]
 

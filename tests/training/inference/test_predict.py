@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from mmcot.training import extract_features, load_problems, predict
 from mmcot.training.common import UserError
 from mmcot.training.evaluation.predictions import PredictionsWriter, read_header
 from mmcot.training.evaluation.reading import read_predictions
+from mmcot.training.inference.predict import READ, load_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +120,20 @@ def test_processes_share_the_questions(two_stage_repository, expected, tmp_path)
     asked = [(tmp_path / f"asked-by-{rank}").read_text().split() for rank in range(2)]
     assert all(asked) and sorted(asked[0] + asked[1]) == sorted(expected)
     assert not list(tmp_path.glob("*partial*")) and json.loads(path.read_text().splitlines()[0])
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"model_type": "mmcot_two_sta', "\ud800"])
+@pytest.mark.parametrize("name", [name for name in READ if "index" not in name and "special" not in name])
+def test_damaged_files_of_a_model_are_named(two_stage_repository, tmp_path, name, content):
+    folder = shutil.copytree(two_stage_repository, tmp_path / "model")
+    (folder / name).write_bytes(content.encode("utf-16" if content == "\ud800" else "utf-8", "surrogatepass"))
+    with pytest.raises(UserError, match=f"model: {name} is damaged or incomplete: download it again"):
+        load_pipeline(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "processor_config.json", "tokenizer.json"])
+def test_missing_files_of_a_model_are_named(two_stage_repository, tmp_path, name):
+    folder = shutil.copytree(two_stage_repository, tmp_path / "model")
+    (folder / name).unlink()
+    with pytest.raises(UserError, match=f"model: has no {name}"):
+        load_pipeline(folder)
