@@ -34,8 +34,9 @@ class GreedyDecoder:
         self.length_multiple = 1 if self.device.type == "cpu" else 8
         # tokens between two looks for finished rows; each look waits for the device
         self.sync_interval = 1 if self.device.type == "cpu" else 8
-        # a product with one row wouldn't be shared between a CPU's threads
-        self.min_rows = 2 if self.device.type == "cpu" else 1
+        # a float product with one row wouldn't be shared between a CPU's threads
+        whole = self.weights.matrix_dtype != torch.int8
+        self.min_rows = 2 if self.device.type == "cpu" and whole else 1
         # rows whose attention is one call, at the longest one's length: a CPU waits for memory there
         self.block_rows = 16 if self.device.type == "cpu" else slots
 
