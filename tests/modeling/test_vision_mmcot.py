@@ -244,3 +244,15 @@ def test_what_can_t_be_a_backbone_is_refused_in_one_line(config, why):
     with pytest.raises(ModelError, match=why) as caught:
         MMCoTForConditionalGeneration(MMCoTConfig(vocab_size=50, d_model=16, num_layers=1, vision_config=config()))
     assert "\n" not in str(caught.value)
+
+
+def test_a_convolutional_backbone_tells_its_width():
+    """Its configuration has a width a stage; features come from the last one."""
+    from transformers import ResNetConfig
+
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 24], depths=[1, 1], layer_type="basic")
+    vision = build_vision(config).eval()
+    for feature, patches in (("last_hidden_state", 4), ("pooler_output", 1)):
+        assert vision_feature_size(vision, feature) == 24
+        found = get_image_features(vision, torch.zeros(1, 3, 16, 16), vision_feature=feature, feature_size=24)
+        assert found.pooler_output.shape == (1, patches, 24)
