@@ -212,3 +212,15 @@ def test_where_data_differ_their_content_is_not_spelled_out(tmp_path):
     other = run_folder(tmp_path / "other", lambda i: True, data="content 34")
     found = differences(open_run(one), open_run(other))
     assert ("answer: data", "one content", "another") in found
+
+
+def test_one_answer_is_drawn_small_and_as_valid_svg(two_stage_repository, tmp_path):
+    import xml.dom.minidom
+
+    file = tmp_path / "answer.svg"
+    command = ["report", str(two_stage_repository), "embedded:n=6,skills=flag", "--split", "test", "--device", "cpu"]
+    assert main([*command, "--output", str(file)]) == 0
+    drawn = xml.dom.minidom.parse(str(file))
+    assert len(drawn.getElementsByTagName("image")) == 2 and file.stat().st_size < 60_000
+    texts = " ".join(node.firstChild.data for node in drawn.getElementsByTagName("text") if node.firstChild)
+    assert "where it looks" in texts and "(A)" in texts and "Answer" in texts
