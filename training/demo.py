@@ -29,7 +29,7 @@ def demo(output: str | Path = "mmcot-demo", quick: bool = False, seed: int = 0, 
 
     Args:
         output: folder; an interrupted demo in it is gone on with.
-        quick: one skill and the method alone, for a minute and a half.
+        quick: one skill and the method alone, for a minute or two.
         seed: of the networks' weights; the questions are always the same.
         overrides: `key=value` for all its recipes, to try it with less.
     """
@@ -253,7 +253,7 @@ def _answers(run_folder: Path, problems) -> str:
 def _next_commands(folder: Path, data: str, run_folder: Path) -> str:
     return (
         f"\nLook at {folder / 'report.png'}, then try:\n"
-        f"  mmcot app {folder}                      # ask it yourself, in the browser (pip install 'mmcot[demo]')\n"
+        f"  mmcot app {folder}                       # ask it yourself, in the browser (pip install 'mmcot[demo]')\n"
         f"  mmcot report {run_folder}          # everything about its answers, in one page\n"
         f"  mmcot train my-questions.jsonl             # your own questions; `mmcot check` looks them over first\n"
         f"  mmcot report {folder / 'hub'} {data} --split test --output more.png\n"

@@ -38,7 +38,7 @@ def find_shown(place: str | None) -> Shown:
         if not (Path(DEMO) / "hub" / "config.json").is_file():
             from mmcot.training.demo import demo
 
-            print(f"no model named: the demo's is trained first, in {DEMO}/ (about 90 seconds)\n", flush=True)
+            print(f"no model named: the demo's is trained first, in {DEMO}/ (a minute or two)\n", flush=True)
             demo(DEMO, quick=True)
     folder = Path(place)
     if not folder.is_dir() or (folder / "config.json").is_file():

@@ -1,6 +1,6 @@
 """Ask a model in the browser: picture, question and options in; rationale, answer and where it looked out.
 
-  mmcot app                          the demo's model, trained first if it isn't there (about 90 seconds)
+  mmcot app                          the demo's model, trained first if it isn't there (a minute or two)
   mmcot app runs/base                a run: its model, and its test questions with predictions in a second tab
   mmcot app user/name                a repository of the Hub
   mmcot app runs/base/hub --data my.jsonl --predictions base=a.jsonl --predictions text=b.jsonl

@@ -1,6 +1,6 @@
 """See Multimodal-CoT work from nothing on a laptop: generated questions with drawn pictures, networks from scratch.
 
-  mmcot demo --quick      one skill, one model: does the picture decide? About a minute and a half on two cores
+  mmcot demo --quick      one skill, one model: does the picture decide? A minute or two on two cores
   mmcot demo              four skills, three models compared: minutes
   mmcot app               then: ask it in the browser
 
@@ -16,7 +16,7 @@ from pathlib import Path
 def add_arguments(parser) -> None:
     parser.add_argument("--output", default="mmcot-demo", metavar="DIR", help="folder to fill (default: mmcot-demo)")
     parser.add_argument(
-        "--quick", action="store_true", help="one skill, the method alone: about 90 seconds on two cores"
+        "--quick", action="store_true", help="one skill, the method alone: a minute or two on two cores"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the networks' weights")
     parser.add_argument("--write-readme", metavar="FILE", help="only put a finished demo's table into this README")
