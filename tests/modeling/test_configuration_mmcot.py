@@ -50,7 +50,7 @@ def test_a_head_of_its_own_is_remembered(tmp_path, tied, scaled):
     ("field", "value"),
     [
         ("vision_feature", "logits"),
-        ("fusion_gate", "tanh"),
+        ("fusion_gate", "relu"),
         ("stage", "third"),
         ("image_feature_size", 0),
         ("fusion_num_heads", 5),

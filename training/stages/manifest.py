@@ -1,5 +1,6 @@
 """Steps of a run that are done or not: each leaves a manifest, which says what it was made from."""
 
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -39,11 +40,15 @@ def read_manifest(place: str | Path) -> dict[str, Any] | None:
 
 
 def changes(settings: dict[str, Any], identity: dict[str, Any]) -> list[str]:
-    """How two sets of settings differ, a text each. What isn't known any more differs from nothing."""
+    """How two sets of settings differ, a text each. What isn't known any more differs from nothing; a key that an
+    earlier version didn't have was at its default."""
+    from mmcot.training.stages.recipe import TRAINING_DEFAULTS, Recipe
+
+    defaults = {field.name: field.default for field in dataclasses.fields(Recipe)} | TRAINING_DEFAULTS
     found = []
     for key in sorted({*identity, *settings}):
         old, new = settings.get(key), identity.get(key)
-        if old == new or UNKNOWN in (old, new):
+        if old == new or UNKNOWN in (old, new) or (key not in settings and key in defaults and new == defaults[key]):
             continue
         if all(isinstance(value, str) and value.startswith(CONTENT) for value in (old, new)):
             found.append(f"{key}: the content is another one")

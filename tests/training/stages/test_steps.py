@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 from mmcot.training.common import UserError
 from mmcot.training.stages import fit
 from mmcot.training.stages.checkpoints import last_whole_checkpoint, put_damaged_aside
+from mmcot.training.stages.manifest import changes
 from mmcot.training.stages.recipe import load_recipe
 from mmcot.training.train import run_recipe
 
@@ -78,6 +79,12 @@ def test_what_training_does_not_depend_on_leaves_it_alone(run, override, again):
 def test_what_training_depends_on_is_refused_by_name(run, override, named):
     with pytest.raises(UserError, match=f"{named}.*choose another output_dir"):
         run_recipe(recipe(run, override))
+
+
+def test_a_key_that_an_earlier_version_did_not_have_was_at_its_default():
+    assert changes({"seed": 42}, {"seed": 42, "dropout_passes": 1, "cross_fit": None}) == []
+    assert changes({"seed": 42}, {"seed": 42, "dropout_passes": 2}) == ["dropout_passes: None → 2"]
+    assert changes({"seed": 42, "dropout_passes": 2}, {"seed": 42, "dropout_passes": 1}) == ["dropout_passes: 2 → 1"]
 
 
 def test_the_rationale_stage_alone_then_both(tmp_path):
