@@ -14,13 +14,13 @@ quality: ## what CI checks before it tests
 	mypy modeling_mmcot processing
 
 test: ## the tests, without network
-	HF_HUB_OFFLINE=1 pytest
+	HF_HUB_OFFLINE=1 pytest -n auto
 
 test-slow: ## the long ones too
-	HF_HUB_OFFLINE=1 pytest -m "slow or not slow"
+	HF_HUB_OFFLINE=1 pytest -n auto -m "slow or not slow"
 
 coverage: ## the tests, and which lines they reach
-	HF_HUB_OFFLINE=1 pytest --cov=modeling_mmcot --cov=processing --cov=training --cov-report=term-missing:skip-covered
+	HF_HUB_OFFLINE=1 pytest -n auto --cov=modeling_mmcot --cov=processing --cov=training --cov-report=term-missing:skip-covered
 
 ci: ## all that CI does, in a virtual environment of its own
 	bash .ci/run

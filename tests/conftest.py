@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # several at once: one thread each, before torch is imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # `datasets` reads it when it is imported; tables of tests don't belong in the home folder
 _tables = tempfile.TemporaryDirectory(prefix="mmcot-tests-")
 os.environ["HF_DATASETS_CACHE"] = _tables.name
