@@ -108,6 +108,19 @@ def test_the_picture_is_small_and_drawn():
     assert "Rationale" in text and "where it looks" in text and text.count("<image") == 2
 
 
+def test_demos_table_is_that_of_its_result_file(tmp_path):
+    from mmcot.training.demo import write_readme
+
+    copy = tmp_path / "README.md"
+    copy.write_text(README.replace("0", "1"), encoding="utf-8")
+    write_readme(copy, Path(__file__).parents[1] / "docs" / "results" / "demo.json")
+    printed, made = (
+        text.split("<!-- demo:begin -->")[1].split("<!-- demo:end -->")[0]
+        for text in (README, copy.read_text(encoding="utf-8"))
+    )
+    assert printed == made
+
+
 def test_every_command_named_exists():
     from mmcot.training.cli import COMMANDS
 
