@@ -113,3 +113,22 @@ def write_between_markers(path: str | Path, name: str, text: str) -> None:
     head, tail = content.split(begin)[0], content.split(end)[1]
     with written_whole(path) as file:
         file.write(f"{head}{begin}\n{text}\n{end}{tail}")
+
+
+def versions() -> dict[str, str]:
+    """Packages, Python, threads and device that figures were made with."""
+    import platform
+
+    import torch
+    import transformers
+
+    from mmcot import __version__
+
+    return {
+        "mmcot": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "threads": str(torch.get_num_threads()),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmcot.training.common import MissingFileError, UserError
+from mmcot.training.common import MissingFileError, UserError, versions
 
 START = "demo-start"
 ARMS = {
@@ -85,7 +85,7 @@ def demo(output: str | Path = "mmcot-demo", quick: bool = False, seed: int = 0, 
         },
         "seconds": {**seconds, "all": round(time.perf_counter() - start, 1)},
         "recipes": {name: recipe.identity() for name, recipe in recipes.items()},
-        "versions": _versions(),
+        "versions": versions(),
         "quick": quick,
     }
     write_json(folder / "results.json", summary)
@@ -285,20 +285,3 @@ def write_readme(readme: str | Path, results: str | Path) -> None:
     )
     table = f"{measured}\n\n```text\n{format_table(summary['arms'])}\n{_reading(summary).rstrip()}\n```"
     write_between_markers(readme, "demo", table)
-
-
-def _versions() -> dict[str, str]:
-    import platform
-
-    import torch
-    import transformers
-
-    from mmcot import __version__
-
-    return {
-        "mmcot": __version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-        "threads": str(torch.get_num_threads()),
-    }

@@ -19,41 +19,25 @@ _SIZES = {
     "large": {"d_model": 96, "d_kv": 24, "d_ff": 192, "num_layers": 3, "num_heads": 8, "dropout_rate": 0.0},
 }
 _PIXELS = 64
+_TRANSFORMER = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "image_size": _PIXELS,
+    "patch_size": 16,
+}
+_RESNET = {"embedding_size": 16, "hidden_sizes": [32, 64], "depths": [1, 1], "layer_type": "basic"}
 # fresh backbones of the four kinds, all trained with the network that reads them
 _VISION: dict[str, dict[str, Any]] = {
-    "vit": {
-        "model_type": "vit",
-        "hidden_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 128,
-        "image_size": _PIXELS,
-        "patch_size": 16,
-    },
-    "clip": {
-        "model_type": "clip_vision_model",
-        "hidden_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 128,
-        "image_size": _PIXELS,
-        "patch_size": 16,
-    },
-    "resnet": {
-        "model_type": "resnet",
-        "embedding_size": 16,
-        "hidden_sizes": [32, 64],
-        "depths": [1, 1],
-        "layer_type": "basic",
-    },
+    "vit": {"model_type": "vit", **_TRANSFORMER},
+    "clip": {"model_type": "clip_vision_model", **_TRANSFORMER},
+    "resnet": {"model_type": "resnet", **_RESNET},
     "detr": {
         "model_type": "detr",
         "backbone_config": {
             "model_type": "resnet",
-            "embedding_size": 16,
-            "hidden_sizes": [32, 64],
-            "depths": [1, 1],
-            "layer_type": "basic",
+            **_RESNET,
             "out_features": ["stage2"],
         },
         "d_model": 64,

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmcot.training.common import read_jsonl
+from mmcot.training.common import read_jsonl, versions
 from mmcot.training.evaluation.comparison import compare
 from mmcot.training.evaluation.protocol import NOT_STATED
 from mmcot.training.evaluation.reading import read_predictions
@@ -103,7 +103,7 @@ def tables_of_results(plan, measured: Mapping[str, Mapping[str, Any]]) -> dict[s
             row: {key: value for key, value in result.items() if key not in ("predictions", "lengths")}
             for row, result in measured.items()
         },
-        "versions": _versions(),
+        "versions": versions(),
     }
 
 
@@ -152,21 +152,3 @@ def _tests(plan, rows: Sequence[str], measured: Mapping[str, Mapping[str, Any]])
     for test, adjusted in zip(tests, holm([test["p_value"] for test in tests]), strict=True):
         test["p_holm"] = adjusted
     return tests
-
-
-def _versions() -> dict[str, str]:
-    import platform
-
-    import torch
-    import transformers
-
-    from mmcot import __version__
-
-    return {
-        "mmcot": __version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-        "threads": str(torch.get_num_threads()),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-    }
