@@ -106,6 +106,8 @@ def adapt_checkpoint(config_class, source, saved_config: dict, weights: dict[str
     original = any(is_original_key(key) for key in weights)
     if model_type == config_class.model_type and not original:
         return config
+    if model_type == "mmcot_two_stage":
+        raise ModelError(f"{source} holds two stages: give one of them, as rationale/ of the run that made it")
     if model_type not in (*T5_TYPES, config_class.model_type):
         raise ModelError(f"{source} is a {model_type} model: choose a T5 checkpoint, or one of this package")
     if weights and not original and any("Multimodal" in name for name in saved_config.get("architectures") or ()):

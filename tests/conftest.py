@@ -9,6 +9,9 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:  # several at once: one thread each, before torch is imported
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# a processor that multiplies bf16 itself would take it for `auto`; what tests compare is exact in float32
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_VNNI")
+
 # `datasets` reads it when it is imported; tables of tests don't belong in the home folder
 _tables = tempfile.TemporaryDirectory(prefix="mmcot-tests-")
 os.environ["HF_DATASETS_CACHE"] = _tables.name

@@ -118,7 +118,7 @@ def _of_the_system(error: Exception) -> bool:
     """Whether the machine refuses: no room, no right to read or write there. Libraries report a full disk in ways of
     their own."""
     refusals = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR}
-    if isinstance(error, OSError) and error.errno in refusals | {errno.EISDIR}:
+    if isinstance(error, OSError) and error.errno in refusals | {errno.EISDIR, errno.EEXIST}:
         return True
     return os.strerror(errno.ENOSPC) in str(error)
 

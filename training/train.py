@@ -131,10 +131,11 @@ def next_commands(recipe: Recipe) -> str:
     folder, hub = Path(recipe.output_dir), Path(recipe.output_dir) / "hub"
     if not (hub / "config.json").is_file():
         return f"\n{folder} holds the answer stage alone: hub/ needs the rationale stage too (stages=both)"
+    split = "" if recipe.test_split is None else f" --split {recipe.test_split}"
     commands = [
         (f"mmcot app {folder}", "ask it in the browser"),
         (f"mmcot report {folder}", "one page with all figures"),
-        (f"mmcot predict {hub} {recipe.data} --output predictions.jsonl", "answer more questions"),
+        (f"mmcot predict {hub} {recipe.data}{split} --output predictions.jsonl", "answer more questions"),
         (f"mmcot push {hub} YOUR-NAME/{folder.absolute().name} --dry-run", "what would be published"),
     ]
     width = max(len(command) for command, _ in commands)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,9 +70,9 @@ class TwoStageTrainer:
         overrides = []
         for key, value in values.items():
             if key in STAGES and isinstance(value, dict):
-                overrides += [f"{key}.{name}={json.dumps(own)}" for name, own in value.items()]
+                overrides += [f"{key}.{name}={json.dumps(own, default=os.fspath)}" for name, own in value.items()]
             else:
-                overrides.append(f"{key}={json.dumps(value)}")
+                overrides.append(f"{key}={json.dumps(value, default=os.fspath)}")
         self.recipe: Recipe = load_recipe(recipe, overrides)
         self.results: dict[str, dict[str, Any]] = {}
 

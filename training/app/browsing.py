@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmcot.training.app.rendering import LETTERS, answer_html, escape, picture_html
+from mmcot.training.evaluation.answers import scores_of
 
 ANY = "all"
 JUDGED = "right or wrong"
@@ -94,7 +95,7 @@ class Collection:
         prediction = self.runs[name][record["id"]]
         given = prediction if isinstance(prediction, Mapping) else {}
         answer = self.answers[name].get(record["id"])
-        scores = given.get("scores")
+        scores = scores_of(given)
         told = {
             "answer": answer,
             "choices": record["choices"],

@@ -54,12 +54,20 @@ def add_arguments(parser) -> None:
 def run(args) -> int:
     from pathlib import Path
 
+    from mmcot.training.common import UserError
     from mmcot.training.inference.predict import predict
 
+    options = {"num_beams": args.num_beams, "max_new_tokens": args.max_new_tokens, **_several(args)}
+    if args.blank_images and args.features:
+        raise UserError("--features has no effect with --blank-images: leave one of them out")
+    if args.save_gate and Path(args.save_gate).absolute() == Path(args.output).absolute():
+        raise UserError(f"--save-gate {args.save_gate}: is --output too: name another file")
+    if args.save_gate and Path(args.save_gate).is_dir():
+        raise UserError(f"--save-gate {args.save_gate}: is a folder: name a file")
     problems = problems_of(args, args.split)
     if args.save_gate and Path(args.output).exists() and not Path(args.save_gate).exists():
+        _check_same(args, options)
         return _save_gate(args, problems)  # it was cut off behind the predictions
-    options = {"num_beams": args.num_beams, "max_new_tokens": args.max_new_tokens, **_several(args)}
     path = predict(
         args.model,
         problems,
@@ -76,6 +84,24 @@ def run(args) -> int:
     )
     print(f"{len(problems)} predictions in {path}")
     return _save_gate(args, problems) if args.save_gate else 0
+
+
+def _check_same(args, options: dict) -> None:
+    """Refuses predictions that are there already, of other options than these."""
+    from mmcot.training.common import ExistingFileError
+    from mmcot.training.evaluation.predictions import read_header
+
+    facts = read_header(args.output)
+    decoding = facts.get("decoding") or {}
+    asked = {"mode": args.mode, "images": "blank" if args.blank_images else "given"}
+    if args.dtype != "auto":
+        asked["dtype"] = args.dtype
+    other = [name for name, value in asked.items() if facts.get(name) != value]
+    other += [name for name, value in options.items() if value is not None and decoding.get(name) != value]
+    if other:
+        raise ExistingFileError(
+            f"{args.output} is there already, with another {', '.join(other)}: choose another name, or remove it"
+        )
 
 
 def _save_gate(args, problems) -> int:
@@ -100,10 +126,14 @@ def _several(args) -> dict:
             if value is not None:
                 raise UserError(f"{option} has no effect on one rationale a question: give --rationales too")
         return {}
+    if args.mode == "generate" and args.choose in ("scores", "confidence"):
+        raise UserError(f"--choose {args.choose} needs the options' scores: leave out --mode generate")
     if beams > 1:
         if count > beams:
             raise UserError(f"--rationales {count}: a search with --num-beams {beams} has {beams} at most")
         if args.temperature is not None:
             raise UserError("--temperature has no effect on a beam search: leave out it or --num-beams")
         return {"num_return_sequences": count, "choose": args.choose}
+    if args.temperature is not None and not 1e-3 <= args.temperature <= 1e3:
+        raise UserError(f"--temperature {args.temperature}: give a number above 0, such as 0.7")
     return {"self_consistency": count, "choose": args.choose, "temperature": args.temperature}

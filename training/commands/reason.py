@@ -103,8 +103,8 @@ def settings_of(args: argparse.Namespace, **more):
         value = getattr(args, name, None)
         if value is not None and value < 1:
             raise UserError(f"{option} {value}: give a whole number of at least 1")
-    if args.shots < 0 or args.temperature < 0:
-        raise UserError("--shots and --temperature are not negative")
+    if args.shots < 0 or not 0 <= args.temperature <= 1e3:
+        raise UserError("--shots and --temperature are numbers that are not negative")
     return Settings(
         demonstrations=tuple(read_demonstrations(args.demonstrations)) if args.demonstrations else (),
         shots=args.shots,

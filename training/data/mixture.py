@@ -29,6 +29,9 @@ OPTIONS = ("image_rule", "columns", "allow_urls", "allow_outside", "rationales")
 KEYS = ("source", "weight", "splits", *OPTIONS)
 
 
+MOST_OFTEN = 1000  # times that a question comes
+
+
 def is_mixture(source: str | os.PathLike) -> bool:
     """Whether a source is a file that names several."""
     return isinstance(source, str | os.PathLike) and str(source).lower().endswith(SUFFIXES)
@@ -40,7 +43,7 @@ def names_sources(file: Path) -> bool:
 
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
+    except (yaml.YAMLError, ValueError, RecursionError):
         return False  # a recipe's reader says what is wrong
     return isinstance(content, dict) and "sources" in content
 
@@ -53,7 +56,7 @@ def source_of(id_: str) -> str:
 def load_mixture(path: str | os.PathLike, split: str | None, **options: Any):
     """The problems of a mixture's sources, one after the other, as `load_problems` gives them.
 
-    Weights hold for the split "train" alone: a question of weight 2 comes twice, with the ids "x" and "x#2"; of weight
+    Weights hold for the split "train" alone: a question of weight 2 comes twice, with the ids "x" and "x*2"; of weight
     0.5 half of the questions come. A split that a source doesn't have (null in `splits`) is left out.
 
     Args:
@@ -103,7 +106,7 @@ def read_mixture(file: Path) -> tuple[dict[str, dict[str, Any]], int]:
         from mmcot.training.common import MissingFileError
 
         raise MissingFileError(f"{file}: no such file") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{file}: is not YAML: {' '.join(str(error).split())}") from None
     listed = content.get("sources") if isinstance(content, dict) else None
     if not isinstance(listed, dict) or not listed:
@@ -118,6 +121,8 @@ def read_mixture(file: Path) -> tuple[dict[str, dict[str, Any]], int]:
 
 
 def _source(where: str, name: str, given: Any) -> dict[str, Any]:
+    from mmcot.training.data.splits import split_name
+
     given = {"source": given} if isinstance(given, str) else given
     if "/" in name or not name.strip():
         raise UserError(f"{where}: a source's name begins its ids, so it has no /")
@@ -131,11 +136,19 @@ def _source(where: str, name: str, given: Any) -> dict[str, Any]:
             hint = f" (did you mean {close[0]}?)" if close else ""
             raise UserError(f"{where}: there is no key {shown(key)}{hint}; keys are {', '.join(KEYS)}")
     weight, splits = given.get("weight", 1), given.get("splits") or {}
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight > 0:
         raise UserError(f"{where}: weight must be a number above 0, but is {shown(weight)}")
+    if weight > MOST_OFTEN:
+        raise UserError(f"{where}: weight is {MOST_OFTEN} at most, but is {shown(weight)}")
+    for key in ("allow_urls", "allow_outside"):
+        if not isinstance(given.get(key, False), bool):
+            raise UserError(f"{where}: {key} must be true or false, but is {shown(given[key])}")
     if not isinstance(splits, Mapping) or not all(isinstance(s, str) or s is None for s in splits.values()):
         raise UserError(f"{where}: splits must map our splits to the source's, as {{test: val}}, not {shown(splits)}")
-    return {**given, "weight": weight, "splits": dict(splits)}
+    ours = {key: split_name(key) if isinstance(key, str) else key for key in splits}
+    if wrong := [key for key, name in ours.items() if name not in ("train", "val", "test")]:
+        raise UserError(f"{where}: splits has no {shown(wrong[0])}; ours are train, val, test")
+    return {**given, "weight": weight, "splits": {ours[key]: split for key, split in splits.items()}}
 
 
 def _place(source: str, file: Path) -> str:
@@ -165,7 +178,7 @@ def _weighted(problems, weight: float, seed: str):
 
 
 def _repeated(record: dict[str, Any], row: int, times: list[int]) -> dict[str, Any]:
-    return {"id": record["id"] if times[row] == 0 else f"{record['id']}#{times[row] + 1}"}
+    return {"id": record["id"] if times[row] == 0 else f"{record['id']}*{times[row] + 1}"}
 
 
 def _named(problems, name: str, split: str | None):

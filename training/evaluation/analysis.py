@@ -8,7 +8,7 @@ from typing import Any
 
 from mmcot.training.common import UserError
 from mmcot.training.evaluation.accuracy import grade_number, has_image, has_text, wilson_interval
-from mmcot.training.evaluation.answers import judged_answer, num_choices_of
+from mmcot.training.evaluation.answers import judged_answer, num_choices_of, scores_of
 
 FIELDS = ("skill", "topic", "subject", "grade", "context")
 CONTEXTS = {(True, True): "text and image", (True, False): "text", (False, True): "image", (False, False): "neither"}
@@ -75,7 +75,7 @@ def calibration(
     """
     pairs, brier = [], 0.0
     for id_, answer in judged(problems, predictions).items():
-        scores = predictions[id_].get("scores") if isinstance(predictions[id_], Mapping) else None
+        scores = scores_of(predictions[id_])
         if not scores or answer is None:
             continue
         gold = problems[id_]["answer"]

@@ -35,6 +35,14 @@ def answer_index(answer: Any, problem: Mapping) -> int | None:
     return answer if 0 <= answer < num_choices else None
 
 
+def scores_of(prediction: Any) -> dict[str, float] | None:
+    """Letter → score of a prediction, whose scores may be a list in the options' order; None without any."""
+    scores = prediction.get("scores") if isinstance(prediction, Mapping) else None
+    if not scores:
+        return None
+    return dict(scores) if isinstance(scores, Mapping) else {chr(65 + i): score for i, score in enumerate(scores)}
+
+
 def judged_answer(id_: str, problem: Mapping, prediction: Any) -> int | None:
     if isinstance(problem.get("answer"), bool) or not isinstance(problem.get("answer"), int):
         raise UserError(f"problem {id_} has no `answer` (the index of the right choice)")

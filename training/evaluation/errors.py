@@ -67,6 +67,9 @@ class LabelsFile:
     def __init__(self, path: str | Path, header: Mapping[str, Any]):
         self.path = Path(path)
         self.labels: dict[str, str] = {}
+        begin = self.path.read_bytes()[:9] if self.path.is_file() else b""
+        if begin and begin != b'{"header"':  # before its last line is taken for one that was cut off
+            raise UserError(f"{self.path}: is no file of labels: name a new file")
         drop_cut_line(self.path)
         if self.path.exists() and self.path.stat().st_size:
             found, self.labels = read_labels(self.path)

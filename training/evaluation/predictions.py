@@ -40,7 +40,7 @@ def read_header(path: str | Path) -> dict[str, Any]:
         line = file.readline()
     try:
         first = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     found = first.get("header") if isinstance(first, Mapping) and "id" not in first else None
     return dict(found) if isinstance(found, Mapping) else {}
@@ -81,10 +81,17 @@ class PredictionsWriter:
         return {id_: record for part in self._parts() for id_, record in self._read(part).items()}
 
     def _read(self, part: Path) -> dict[str, dict]:
-        records = list(read_jsonl(part))
+        try:
+            records = list(read_jsonl(part))
+            whole = all(isinstance(record, dict) and "id" in record for record in records[1:])
+            found = records[0]["header"] if records else {}
+            whole = whole and isinstance(found, dict)
+        except (ValueError, KeyError, TypeError):
+            whole = False
+        if not whole:
+            raise UserError(f"{part}: is damaged: remove it to start anew")
         if not records:
             return {}
-        found = records[0].get("header") or {}
         keys = [key for key in {**found, **self.header} if found.get(key) != self.header.get(key) and key not in LATE]
         if self.header.get("fingerprint"):  # says which model it is better than the folder's name
             keys = [key for key in keys if key != "model"]

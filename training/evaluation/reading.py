@@ -65,7 +65,10 @@ def read_predictions(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise MissingFileError(f"there is no predictions file {path}")
-    content = _read_json(path)
+    try:
+        content = _read_json(path)
+    except RecursionError:
+        raise UserError(f"{path}: is nested too deeply to be predictions") from None
     if read_header(path):  # the first record says how the others came about
         content = content[1:]
     if is_original_output(content):
@@ -86,6 +89,11 @@ def _check_texts(where: str, prediction: Any) -> None:
     for name, text in (("rationale", fields.get("rationale")), ("generated.rationale", inner.get("rationale"))):
         if text is not None and not isinstance(text, str):
             raise UserError(f"{where}: {name!r} must be a text, but is {text!r:.80}")
+    scores = fields.get("scores")
+    if scores is not None:
+        values = list(scores.values()) if isinstance(scores, Mapping) else scores
+        if not isinstance(values, list) or not all(_is_probability(value) for value in values):
+            raise UserError(f"{where}: 'scores' must be probabilities of the choices, but is {scores!r:.80}")
     for name in ("answer", "rationale"):
         text = fields.get(name)
         if isinstance(text, str) and not text.isascii():
@@ -93,6 +101,10 @@ def _check_texts(where: str, prediction: Any) -> None:
                 text.encode()
             except UnicodeEncodeError:
                 raise UserError(f"{where}: {name!r} holds half a character (a lone surrogate): {text!a:.80}") from None
+
+
+def _is_probability(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1 + 1e-6
 
 
 def _read_json(path: Path) -> Any:
@@ -105,7 +117,10 @@ def _read_json(path: Path) -> Any:
             raise UserError(f"{path}: key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice")
         return content
 
-    text = path.read_text(encoding="utf-8-sig")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is no UTF-8 text ({error})") from None
     if path.suffix not in (".jsonl", ".ndjson"):
         try:
             return json.loads(text, object_pairs_hook=unique)

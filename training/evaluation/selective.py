@@ -10,20 +10,17 @@ from typing import Any
 
 from mmcot.training.common import UserError
 from mmcot.training.evaluation.accuracy import wilson_interval
-from mmcot.training.evaluation.answers import judged_answer
+from mmcot.training.evaluation.answers import judged_answer, scores_of
 
 COVERAGES = (0.25, 0.5, 0.75, 0.9, 1.0)
 
 
 def confidence_of(prediction: Any, answer: int | None) -> float | None:
     """Probability that a prediction gives its answer; 0 for none, None where it has no scores."""
-    scores = prediction.get("scores") if isinstance(prediction, Mapping) else None
     if answer is None:
         return 0.0
-    if not scores:
-        return None
-    values = list(scores.values()) if isinstance(scores, Mapping) else list(scores)
-    return float(values[answer])
+    scores = scores_of(prediction)
+    return None if scores is None else float(scores.get(chr(65 + answer), 0.0))
 
 
 def risk_coverage(

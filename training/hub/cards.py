@@ -250,7 +250,8 @@ def _training_section(dataset: Mapping, facts: Mapping[str, Any]) -> str:
     text = f"Data: {dataset['name']}" + (f" (`{dataset['id']}` on the Hub)." if dataset["id"] else ".")
     if facts["model_type"] == "mmcot_two_stage":
         how = "share one set of weights" if facts.get("share_stages") else "were trained apart"
-        text += f" The stages {how}; the answer stage learned from the data's own rationales."
+        rationales = facts.get("rationales") or "the data's own"
+        text += f" The stages {how}; the answer stage learned from {rationales} rationales."
     text += "".join(f" {sentence}" for sentence in (*data_size(facts.get("sizes")), *trained_on(facts.get("machine"))))
     hyperparameters = facts.get("hyperparameters")
     if not hyperparameters:

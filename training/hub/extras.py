@@ -70,12 +70,14 @@ def write_extras(
     results: Mapping[str, Mapping[str, Any]],
     predictions: Path | None,
     dataset: Mapping[str, Any],
+    test_split: str | None = "test",
 ) -> None:
     """Writes `requirements.txt`, `results.json`, the test split's predictions and `.eval_results/`.
 
     Args:
         results: split → scores.
-        predictions: the run's file of the test split.
+        predictions: the run's file of the test split, to be published; None: not.
+        test_split: what the data call it.
         dataset: of `dataset_of`; only figures of a data set of the Hub go to `.eval_results/`, which names it by id.
     """
     (folder / "requirements.txt").write_text("".join(f"{line}\n" for line in requirements), encoding="utf-8")
@@ -89,16 +91,17 @@ def write_extras(
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
     shutil.rmtree(folder / EVAL_RESULTS, ignore_errors=True)
     if dataset.get("id") and "test" in results:
-        _write_eval_results(folder / EVAL_RESULTS, dataset["id"], results["test"])
+        _write_eval_results(folder / EVAL_RESULTS, dataset["id"], results["test"], test_split)
 
 
 def _without_paths(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Facts as others may see them: a source by its name, not by where it lies on this machine."""
     source = str(facts.get("source") or "")
-    return {**facts, "source": Path(source).name} if source.startswith(("/", ".", "~")) else dict(facts)
+    local = source and (source.startswith(("/", ".", "~")) or Path(source).exists())
+    return {**facts, "source": Path(source).name} if local else dict(facts)
 
 
-def _write_eval_results(folder: Path, dataset_id: str, scores: Mapping[str, Any]) -> None:
+def _write_eval_results(folder: Path, dataset_id: str, scores: Mapping[str, Any], split: str | None) -> None:
     """The test split's accuracy in the form that the Hub's leaderboards read."""
     import yaml
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
@@ -108,7 +111,7 @@ def _write_eval_results(folder: Path, dataset_id: str, scores: Mapping[str, Any]
         task_id="default",
         value=round(float(scores["accuracy"]["Avg"]), 2),
         date=time.strftime("%Y-%m-%d", time.gmtime()),
-        notes=f"split test, n = {int(scores['n']['Avg'])}, protocol: {scores['protocol']}",
+        notes=f"split {split}, n = {int(scores['n']['Avg'])}, protocol: {scores['protocol']}",
     )
     folder.mkdir()
     name = re.sub(r"\W+", "-", dataset_id.split("/")[-1]).lower()

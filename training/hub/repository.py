@@ -7,6 +7,7 @@ from typing import Any
 from mmcot.training.hub.cards import DATASETS, config_facts, model_card
 from mmcot.training.hub.examples import write_examples
 from mmcot.training.hub.extras import choose_example, guessing, requirements_of, write_extras, write_picture
+from mmcot.training.stages.arguments import PUSH_KEYS
 from mmcot.training.stages.recipe import Recipe
 
 # hyper-parameters that a card tells, beside those that a recipe sets itself
@@ -14,6 +15,7 @@ TOLD = ("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batc
 
 # what a recipe says of the screen and the machine
 UNTOLD = {"report_to", "run_name", "project", "disable_tqdm", "use_cpu", "per_device_eval_batch_size", "logging_steps"}
+UNTOLD |= {*PUSH_KEYS, "hub_strategy"}  # a token among them
 
 
 def write_repository(run, rationale, answer, results: dict[str, dict], folder: Path | None = None) -> Path:
@@ -43,15 +45,17 @@ def write_repository(run, rationale, answer, results: dict[str, dict], folder: P
     requirements = requirements_of(model.config.to_dict())
     facts = {**config_facts(model.config.to_dict()), **run_facts(recipe, model), "dataset": dataset, "split": split}
     facts |= {"requirements": requirements, **measured_facts(run, results, split)}
+    facts["split"] = (recipe.test_split if split == "test" else recipe.eval_split) or split  # as the data call it
     folder.mkdir(parents=True, exist_ok=True)
     example = facts["example"]
     if example is not None:
-        example["image"] = write_picture(example.pop("problem"), folder)
+        example |= {"image": write_picture(example.pop("problem"), folder), "split": facts["split"]}
     card = model_card(results.get(split), facts)
     model.save_pretrained(folder, processor=run.processor, model_card=card)
     if recipe.card_example and "test" in run.problems:
         write_examples(run.problems["test"], folder)
-    write_extras(folder, requirements, results, run.predictions_file("answer", "test"), dataset)
+    predictions = run.predictions_file("answer", "test") if recipe.card_example else None
+    write_extras(folder, requirements, results, predictions, dataset, recipe.test_split)
     _ordinary_modes(folder)
     return folder
 
@@ -115,6 +119,7 @@ def run_facts(recipe: Recipe, model) -> dict:
     stages = ["answer"] if recipe.one_stage else ["rationale", "answer"]
     return {
         "base_model": recipe.model if isinstance(recipe.model, str) else None,
+        "rationales": "a teacher's" if recipe.rationales else "cross-fitted" if recipe.cross_fit else "the data's own",
         "num_parameters": model.num_parameters(),
         "hyperparameters": {stage: hyperparameters(stage) for stage in stages},
     }

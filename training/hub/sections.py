@@ -57,7 +57,7 @@ def example_section(example: Mapping[str, Any] | None) -> str:
         ">",
         f"> *Answer:* {_quoted(answer)} — {right}",
         "",
-        "A question of the test split, as the model answered it.",
+        f"A question of the {example.get('split', 'test')} split, as the model answered it.",
     ]
     return "\n".join([*lines, "", ""])
 

@@ -1,6 +1,7 @@
 """The dtype that answers are computed in: what `auto` means on a device, and what a device takes."""
 
 import functools
+import os
 import sys
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from mmcot.training.common import UserError
 DTYPES = ("auto", "float32", "bfloat16", "int8")
 # processors whose own instructions multiply bf16: AVX512-BF16 and AMX of x86, BF16 of Arm
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+
+# what oneDNN, which does these products, may be held to by its variable ONEDNN_MAX_CPU_ISA
+WITHOUT_BF16 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI"}
 
 
 def has_native_bf16(device_type: str | None = None) -> bool:
@@ -26,6 +30,8 @@ def has_native_bf16(device_type: str | None = None) -> bool:
         if torch.version.hip:
             return torch.cuda.is_bf16_supported()
         return torch.cuda.get_device_capability()[0] >= 8  # NVIDIA's before compute capability 8 emulate it
+    if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in WITHOUT_BF16:
+        return False
     return device_type == "cpu" and bool(BF16_FLAGS & cpu_flags()) and torch.backends.mkldnn.is_available()
 
 

@@ -12,14 +12,14 @@ from mmcot.training.evaluation.predictions import PredictionsWriter, header
 MODES = ("score", "generate")
 
 
-def load_pipeline(model, device=None, dtype: str = "auto"):
+def load_pipeline(model, device=None, dtype: str = "float32"):
     """The `multimodal-cot` pipeline of a folder, a Hub id, or a model in memory that has its processor.
 
     Its networks generate by the engine wherever that gives what transformers' `generate` gives.
 
     Args:
-        dtype: of products and attention: "auto" (bfloat16 where the device has it, else float32), "float32",
-            "bfloat16", or "int8" on a CPU.
+        dtype: of products and attention: "float32", which gives what transformers' own `pipeline` gives; "auto"
+            (bfloat16 where the device has it, else float32; what `predict` takes), "bfloat16", or "int8" on a CPU.
 
     Raises:
         UserError: it is no Multimodal-CoT model, or the device isn't there or doesn't take the dtype.
@@ -103,6 +103,11 @@ def _check_device(device) -> None:
 
     if str(device).startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"--device {device}: PyTorch sees no GPU here; leave it out, or say cpu")
+    try:
+        if device is not None:
+            torch.empty(1, device=device).cpu()
+    except (RuntimeError, NotImplementedError, AssertionError):
+        raise UserError(f"--device {device}: PyTorch has no such device here; leave it out, or say cpu") from None
 
 
 def predict(

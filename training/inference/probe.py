@@ -64,7 +64,9 @@ def probe(
     if not pipeline.two_stage:
         raise UserError("probes ask for rationale and answer: this model has one stage")
     folder = Path(output)
-    asking = _Asking(pipeline, folder, batch_size, generate_kwargs, _facts(pipeline, model, source, seed))
+    asking = _Asking(
+        pipeline, folder, batch_size, generate_kwargs, _facts(pipeline, model, source, seed, generate_kwargs)
+    )
     records = [dict(problem) for problem in problems]
     if any(record["answer"] is None for record in records):
         raise UserError("a problem has no answer: probes need questions whose answer is known")
@@ -99,7 +101,7 @@ def probe(
     return result
 
 
-def _facts(pipeline, model, source: str | None, seed: int) -> dict[str, Any]:
+def _facts(pipeline, model, source: str | None, seed: int, decoding: dict[str, Any]) -> dict[str, Any]:
     from mmcot.training.inference.fingerprint import model_fingerprint
     from mmcot.training.inference.predict import model_name
 
@@ -110,6 +112,8 @@ def _facts(pipeline, model, source: str | None, seed: int) -> dict[str, Any]:
         source=None if source is None else str(source),
         protocol="generated",
         mode="score",
+        decoding=decoding,
+        dtype=pipeline.answering.name,
         rationale_format=pipeline.processor.rationale_format,
         seed=seed,
     )
@@ -188,7 +192,8 @@ class _Asking:
         from mmcot.training.evaluation.predictions import read_header
 
         found = read_header(path)
-        other = [key for key in ("fingerprint", "seed", "probe") if found.get(key) != facts[key]]
+        keys = ("fingerprint", "seed", "probe", "decoding", "dtype")
+        other = [key for key in keys if found.get(key) != facts.get(key)]
         if other or read_predictions(path).keys() != set(ids):
             what = ", ".join(other) or "questions"
             raise UserError(f"{path}: is there already, with another {what}: choose another --output, or remove it")

@@ -92,7 +92,7 @@ def tables_of_results(plan, measured: Mapping[str, Mapping[str, Any]]) -> dict[s
         "source": plan.source if plan.source.startswith("embedded") else Path(plan.source).name,
         "version": plan.version,
         "network": plan.network,
-        "overrides": list(plan.overrides),
+        "overrides": [text for text in plan.overrides if "hub_token" not in text],
         "finished": len(measured) == len(plan.recipes),
         "tables": tables,
         "lengths": {row: result["lengths"] for row, result in measured.items() if result["lengths"]},

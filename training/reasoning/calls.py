@@ -101,8 +101,11 @@ class Caller:
         drop_cut_line(self.journal)
         self.known: dict[str, Completion] = {}
         self.tokens, self.seconds = {"prompt": 0, "completion": 0}, 0.0
-        for record in read_jsonl(self.journal) if self.journal.exists() else ():
-            self._remember(record)
+        try:
+            for record in read_jsonl(self.journal) if self.journal.exists() else ():
+                self._remember(record)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f"{self.journal}: is damaged: remove it to ask anew") from None
 
     def _remember(self, record: Mapping[str, Any]) -> Completion:
         completion = Completion(

@@ -49,7 +49,10 @@ class Endpoint:
     ):
         from huggingface_hub import InferenceClient
 
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError:  # brackets that don't close
+            parts = urlsplit("")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UserError(f"--endpoint {url!r}: an address looks like https://host/v1")
         if parts.username or parts.password or parts.query:

@@ -31,14 +31,19 @@ def read_evidence(paths: Sequence[str | Path]) -> list[dict[str, Any]]:
             raise MissingFileError(f"there is no file {path}")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: is not JSON ({error})") from None
         kind = next((KINDS[key] for key in KINDS if isinstance(content, dict) and key in content), None)
         if kind is None:
             raise UserError(
                 f"{path}: expected what `mmcot probe`, `mmcot predict --save-gate` or `mmcot errors --json` writes"
             )
-        found.append({"kind": kind, "file": path.name, **content})
+        one = {"kind": kind, "file": path.name, **content}
+        try:
+            evidence_texts(one)
+        except (KeyError, TypeError, AttributeError, ValueError, IndexError):
+            raise UserError(f"{path}: is damaged: write it anew") from None
+        found.append(one)
     return found
 
 

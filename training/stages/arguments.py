@@ -58,13 +58,17 @@ def training_arguments(recipe: Recipe, folder: Path, has_eval: bool):
     given = {key: value for key, value in recipe.training.items() if key not in PUSH_KEYS and key != "hub_strategy"}
     precision = {key: given.pop(key) for key in ("bf16", "fp16") if key in given}
     values = {**TRAINING_DEFAULTS, **given, "output_dir": str(folder)}
-    use_cuda = torch.cuda.is_available() and not values.get("use_cpu")
+    use_cpu = bool(values.get("use_cpu")) or not (torch.cuda.is_available() or torch.accelerator.is_available())
+    use_cuda = torch.cuda.is_available() and not use_cpu
     values |= {key: value for key, value in precision.items() if value is not None}
     if "bf16" not in values and "fp16" not in values:
-        values["bf16"] = has_native_bf16("cuda" if use_cuda else "cpu")
+        # of other accelerators transformers is asked by name
+        values["bf16"] = (use_cpu or use_cuda) and has_native_bf16("cpu" if use_cpu else "cuda")
     elif "ACCELERATE_MIXED_PRECISION" in os.environ:  # what the recipe says goes before the launcher's configuration
         asked = next((key for key in ("bf16", "fp16") if values.get(key)), "no")
         os.environ["ACCELERATE_MIXED_PRECISION"] = asked
+    if use_cpu and values.get("bf16"):
+        values["use_cpu"] = True  # which transformers wants to be told, else it looks for a GPU that has it
     values.setdefault("dataloader_pin_memory", use_cuda)
     if values["dataloader_pin_memory"]:  # batches are copied to the GPU while it works
         values.setdefault("accelerator_config", {"non_blocking": True})
@@ -97,6 +101,8 @@ def check_training_keys(recipe: Recipe, stages: tuple[str, ...] = STAGES) -> lis
             allowed, instead = REFUSED.get(key, ((value,), ""))
             if value not in allowed:
                 found.append(f"{name}: {value!r} has no use here: {instead}")
+        if of_stage.dropout_passes > 1 and of_stage.training.get("label_smoothing_factor"):
+            found.append("label_smoothing_factor: has no effect with dropout_passes above 1; leave one of them out")
         found += _by_length(of_stage)
         found += _metric(recipe, stage)
         try:

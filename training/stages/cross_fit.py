@@ -6,15 +6,19 @@ problems are split into folds; for each, a rationale stage is trained on the oth
 
 import dataclasses
 import hashlib
+import re
 from pathlib import Path
 
 from mmcot.training.stages.recipe import Recipe
 
 
 def folds_of(ids: list[str], count: int) -> list[list[int]]:
-    """Rows of each fold, of equal size but for one; by the ids' hashes, so that the order has no say."""
-    by_hash = sorted(range(len(ids)), key=lambda i: (hashlib.sha256(str(ids[i]).encode()).hexdigest(), i))
-    return [sorted(by_hash[start::count]) for start in range(count)]
+    """Rows of each fold; by the ids' hashes, so that the order has no say. A question that comes several times (`x`,
+    `x#2`, `x*2`) is in one fold."""
+    own = [re.sub(r"([#*]\d+)+$", "", str(id_)) for id_ in ids]
+    order = sorted(set(own), key=lambda id_: hashlib.sha256(id_.encode()).hexdigest())
+    fold = {id_: number % count for number, id_ in enumerate(order)}
+    return [[i for i, id_ in enumerate(own) if fold[id_] == number] for number in range(count)]
 
 
 def cross_fitted_rationales(run) -> dict[str, str]:

@@ -44,14 +44,15 @@ class Recipe:
         allow_outside: read images from outside of the data's folder.
         data_license: licence of own data, and so of the weights, for the model card; known for ScienceQA.
         data_name: name of own data, for the model card; by default that of its file or folder.
-        card_example: show a test question with its picture in the model card.
+        card_example: publish test questions with the model: one with its picture in the card, a few to try, and the
+            predictions of all.
         rationales: file of a teacher's rationales (`mmcot distill`), to train on in place of the data's own.
         train_split: name of the split to train on.
         eval_split: name of the split to evaluate on while training; may be null.
         test_split: name of the split to test on; may be null.
-        max_train_samples: train on the first so many problems only.
-        max_eval_samples: evaluate on the first so many problems only.
-        max_test_samples: test on the first so many problems only.
+        max_train_samples: train on the first so many problems only; of a mixture on so many from all its sources.
+        max_eval_samples: evaluate on so many problems only, likewise.
+        max_test_samples: test on so many problems only, likewise.
         image_rule: "all" images of a problem, the "original" project's choice, or "none" (see `load_problems`).
         stages: "both", "rationale" or "answer".
         model: a checkpoint (T5, FLAN-T5, UnifiedQA, or one of ours), or the sizes of a fresh network as `T5Config` has
@@ -165,6 +166,7 @@ class Recipe:
     def identity(self) -> dict[str, Any]:
         """The settings that say what was trained, as JSON: without where to, how it was logged and on what machine."""
         volatile = ("output_dir", "report_to", "run_name", "dataloader_num_workers", "disable_tqdm", "use_cpu")
+        volatile += ("hub_token",)  # and this is written to files that are shown
         values = {key: value for key, value in self.to_dict().items() if key not in (*volatile, "logging_steps")}
         return json.loads(json.dumps(values))
 

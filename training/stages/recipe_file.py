@@ -112,7 +112,7 @@ def _read(path: str | Path, below: tuple[Path, ...] = ()) -> tuple[Path, dict[st
         raise UserError(f"{file}: extends itself")
     try:
         values = _numbers(yaml.safe_load(file.read_text(encoding="utf-8")) or {})
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{file} is not YAML: {_one_line(error)}") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise UserError(f"{file} holds no keys: a recipe is a YAML mapping")

@@ -98,6 +98,8 @@ def _check_together(recipe: Recipe) -> None:
                 "null) doesn't have; give QCM-A, QCM-LEA or QCM-ALE"
             )
     else:
+        if recipe.cross_fit is not None and recipe.share_stages:
+            raise UserError("cross_fit: shared stages train on both targets at once; leave out it or share_stages")
         if "{answer}" in OUTPUT_FORMATS[outputs["rationale_format"]]:
             raise UserError(
                 f"rationale_format: {recipe.rationale_format} gives the answer away; give QCM-E or QCM-LE, or null "

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import random
 from collections.abc import Iterator
 from functools import cached_property
 from itertools import chain
@@ -53,14 +54,17 @@ class Run:
             }
 
     def _load(self, split: str, name: str, limit: int | None):
+        from mmcot.training.data.mixture import is_mixture
         from mmcot.training.data.problems import load_problems
         from mmcot.training.data.rationales import read_rationales, with_rationales
 
         recipe = self.recipe
         options = {key: getattr(recipe, key) for key in ("image_rule", "columns", "allow_urls", "allow_outside")}
         problems = load_problems(recipe.data, name, **options)
-        if limit is not None:
-            problems = problems.select(range(min(limit, len(problems))))
+        if limit is not None and limit < len(problems):
+            # a mixture's sources follow one another: the first problems would be of the first alone
+            rows = random.Random(0).sample(range(len(problems)), limit) if is_mixture(recipe.data) else range(limit)
+            problems = problems.select(sorted(rows))
         if split == "train" and recipe.rationales is not None:
             problems = with_rationales(problems, read_rationales(recipe.rationales), recipe.rationales)
         return problems
@@ -175,7 +179,7 @@ class Run:
     def training_samples(self, stage: str):
         """Those of the training split; of both stages for shared weights."""
         rationales = None
-        if self.recipe.cross_fit is not None and (stage == "answer" or self.recipe.share_stages):
+        if self.recipe.cross_fit is not None and stage == "answer":
             from mmcot.training.stages.cross_fit import cross_fitted_rationales
 
             rationales = cross_fitted_rationales(self)
@@ -183,9 +187,7 @@ class Run:
             return self.samples("train", stage, rationales)
         from datasets import concatenate_datasets
 
-        return concatenate_datasets(
-            [self.samples("train", stage), self.samples("train", "answer", rationales)],
-        )
+        return concatenate_datasets([self.samples("train", stage), self.samples("train", "answer")])
 
     # ---- steps ------------------------------------------------------------
 
@@ -332,7 +334,7 @@ class Run:
             answer_mode=recipe.answer_mode,
             dtype=recipe.dtype,
             source=recipe.data,
-            split="test" if split == BLANK else split,
+            split=recipe.eval_split if split == "val" else recipe.test_split,
             blank_images=split == BLANK,
             max_new_tokens=recipe.max_new_tokens,
             num_beams=recipe.num_beams,

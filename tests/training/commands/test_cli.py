@@ -108,6 +108,39 @@ def test_predictions_go_on_where_they_were_cut(two_stage_repository, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.jsonl", "whole.jsonl"]
 
 
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (("--save-gate", "OUTPUT"), "is --output too"),
+        (("--rationales", "2", "--temperature", "0"), "--temperature 0.0: give a number above 0"),
+        (("--rationales", "2", "--temperature", "nan"), "--temperature nan"),
+        (("--rationales", "2", "--mode", "generate", "--choose", "scores"), "needs the options' scores"),
+        (("--rationales", "0"), "--rationales 0"),
+        (("--rationales", "3", "--num-beams", "2"), "has 2 at most"),
+        (("--choose", "votes"), "--choose has no effect"),
+        (("--blank-images", "--features", "nowhere"), "--features has no effect"),
+        (("--device", "banana"), "--device banana: PyTorch has no such device"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_before_anything_is_loaded(tmp_path, capsys, options, said):
+    output = tmp_path / "p.jsonl"
+    options = [str(output) if option == "OUTPUT" else option for option in options]
+    assert main(["predict", str(tmp_path), "embedded:n=2", "--output", str(output), *options]) == 2
+    assert said in capsys.readouterr().err and not output.exists()
+
+
+def test_a_gate_is_of_the_predictions_that_are_asked_for(two_stage_repository, tmp_path, capsys):
+    command = ["predict", str(two_stage_repository), "embedded:n=2", "--split", "test", "--device", "cpu"]
+    command += ["--output", str(tmp_path / "p.jsonl")]
+    assert main(command) == 0
+    gate = ["--save-gate", str(tmp_path / "gate.json")]
+    for other in (["--mode", "generate"], ["--max-new-tokens", "3"], ["--rationales", "2"], ["--dtype", "int8"]):
+        assert main([*command, *gate, *other]) == 2
+        assert "p.jsonl is there already, with another" in capsys.readouterr().err
+    assert not (tmp_path / "gate.json").exists()
+    assert main([*command, *gate]) == 0
+
+
 def test_app_without_gradio_says_what_to_install(two_stage_repository, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert main(["app", str(two_stage_repository)]) == 2

@@ -52,7 +52,7 @@ def test_a_weight_is_how_often_a_question_comes(mixture, weight, expected):
     path = mixture(own={"weight": weight})
     train = load_problems(path, "train")
     assert counts(train) == {"made": 10, "own": expected}
-    often = Counter(id_.partition("#")[0] for id_ in train["id"][10:])
+    often = Counter(id_.partition("*")[0] for id_ in train["id"][10:])
     assert max(often.values()) - min(often.values()) <= 1 and len(set(train["id"])) == len(train)
     assert train["id"] == load_problems(path, "train")["id"]  # the draw is the seed's
     assert counts(load_problems(path, "val")) == {"made": 10, "own": 3}  # weights are of training
@@ -72,6 +72,10 @@ def test_another_seed_draws_others(mixture):
         ("sources: {a: {source: x, weight: 0}}", "a: weight must be a number above 0, but is 0"),
         ("sources: {a: {weight: 1}}", "a: expected a source"),
         ("sources: {a/b: x}", "so it has no /"),
+        ("sources: {a: {source: x, weight: 1.0e+12}}", "a: weight is 1000 at most"),
+        ('sources: {a: {source: x, allow_urls: "no"}}', "a: allow_urls must be true or false, but is 'no'"),
+        ("sources: {a: {source: x, splits: {tst: val}}}", "a: splits has no 'tst'; ours are train, val, test"),
+        ("{seed: 2024-13-45, sources: {a: x}}", "is not YAML"),
         ("sources: {a: other.yaml}", "isn't part of another one"),
         ("sources: {a: x}\nmore: 1", "no key 'more'"),
         ("sources: {a: x}\nseed: x", "seed must be a whole number"),

@@ -175,3 +175,12 @@ def test_rates_by_right_and_wrong_answers():
         "wrong": (1, 100),
     }
     assert is_hallucinated("It is blue.", "It is red.") and json.dumps(rates)
+
+
+def test_a_file_of_something_else_is_left_alone(tmp_path):
+    for content in (b'{"accuracy": 1}', b"\xff\xfe", b"a,b\n1,2"):
+        file = tmp_path / "labels.jsonl"
+        file.write_bytes(content)
+        with pytest.raises(UserError, match="labels.jsonl: is no file of labels"):
+            LabelsFile(file, {"predictions": "x", "seed": 0})
+        assert file.read_bytes() == content

@@ -48,3 +48,12 @@ def test_processes_write_a_part_each(tmp_path):
     writer.finish(["1", "0"])
     assert [record["id"] for record in list(read_jsonl(path))[1:]] == ["1", "0"]
     assert [file.name for file in tmp_path.iterdir()] == ["p.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "content", ["5\n", "[]\n", '{"id": "a"}\n', '{"header": 3}\n', '{"header": {}}\n{"answer": 1}\n', "{no\n"]
+)
+def test_a_damaged_interrupted_file_is_named(tmp_path, content):
+    (tmp_path / "p.jsonl.partial-records").write_text(content)
+    with pytest.raises(UserError, match="partial-records: is damaged: remove it to start anew"):
+        PredictionsWriter(tmp_path / "p.jsonl", {})

@@ -1,8 +1,11 @@
 """Abstention: the risk–coverage curve."""
 
+import json
+
 import pytest
 
 from mmcot.training.common import UserError
+from mmcot.training.evaluation.reading import read_predictions
 from mmcot.training.evaluation.selective import format_risk_coverage, risk_coverage
 
 PROBLEMS = {str(i): {"id": str(i), "choices": ["a", "b"], "answer": 0} for i in range(4)}
@@ -48,3 +51,18 @@ def test_an_unparsable_answer_is_the_least_sure_and_missing_scores_are_named():
         risk_coverage(PROBLEMS, answers)
     with pytest.raises(UserError, match="between 0 and 1"):
         risk_coverage(PROBLEMS, answers, abstain_below=50)
+
+
+def test_scores_are_looked_up_by_letter():
+    answers = {id_: {"answer": 1, "scores": {"B": 0.7, "A": 0.3}} for id_ in PROBLEMS}
+    assert risk_coverage(PROBLEMS, answers)["curve"][0]["confidence"] == 0.7
+    listed = {id_: {"answer": 1, "scores": [0.3, 0.7]} for id_ in PROBLEMS}
+    assert risk_coverage(PROBLEMS, listed)["curve"][0]["confidence"] == 0.7
+
+
+@pytest.mark.parametrize("scores", [5, "AB", [0.5, None], {"A": float("nan")}, {"A": 3}, [True, False]])
+def test_scores_that_are_no_probabilities_are_named(tmp_path, scores):
+    file = tmp_path / "p.jsonl"
+    file.write_text(json.dumps({"id": "q1", "answer": 0, "scores": scores}))
+    with pytest.raises(UserError, match="p.jsonl: prediction q1: 'scores' must be probabilities"):
+        read_predictions(file)

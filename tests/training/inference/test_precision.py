@@ -25,9 +25,12 @@ def problems():
 
 
 def test_auto_is_what_the_processor_multiplies_itself(monkeypatch):
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     for flags, expected in (({"avx2", "avx512f"}, "float32"), ({"amx_bf16"}, "bfloat16"), ({"bf16"}, "bfloat16")):
         monkeypatch.setattr(precision, "cpu_flags", lambda flags=flags: frozenset(flags))
         assert precision.answering_dtype("auto", "cpu") == getattr(torch, expected)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "avx512_core")  # oneDNN is told to do without
+    assert precision.answering_dtype("auto", "cpu") == torch.float32
     with pytest.raises(UserError, match="int8 is for CPUs"):
         precision.answering_dtype("int8", "cuda")
     with pytest.raises(UserError, match="float16"):

@@ -128,3 +128,11 @@ def test_what_the_user_has_to_mend(two_stage_repository, tmp_path, capsys):
     command = ["probe", str(two_stage_repository), SOURCE, "--output", str(tmp_path), "--probes", "nonsense"]
     assert main(command) == 2
     assert "no probe 'nonsense': choose from blank, other-picture" in capsys.readouterr().err
+
+
+def test_answers_of_other_options_are_not_taken(two_stage_repository, tmp_path, capsys):
+    command = ["probe", str(two_stage_repository), "embedded:n=2", "--split", "test", "--device", "cpu"]
+    command += ["--output", str(tmp_path), "--probes", "blank", "--max-new-tokens"]
+    assert main([*command, "4"]) == 0
+    assert main([*command, "3"]) == 2
+    assert "base.jsonl: is there already, with another decoding" in capsys.readouterr().err

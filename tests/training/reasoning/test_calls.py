@@ -5,6 +5,7 @@ import json
 import pytest
 from scripted import ScriptedModel
 
+from mmcot.training.common import UserError
 from mmcot.training.reasoning.calls import Caller, Request, TokenBudgetError
 
 
@@ -65,3 +66,10 @@ def test_stops_before_too_many_tokens_and_goes_on(tmp_path):
     caller.run(works())
     assert len(again.asked) == 10 - len(model.asked)
     assert sum(caller.tokens.values()) > used
+
+
+@pytest.mark.parametrize("line", ["{no", "5", "[]", '{"text": "a"}'])
+def test_a_damaged_journal_is_named(tmp_path, line):
+    (tmp_path / "calls.jsonl").write_text(line + "\n")
+    with pytest.raises(UserError, match="calls.jsonl: is damaged: remove it to ask anew"):
+        Caller(ScriptedModel(str), tmp_path / "calls.jsonl")

@@ -110,9 +110,27 @@ def test_bf16_where_the_gpu_has_it(monkeypatch, capability, expected):
     monkeypatch.setattr(sys.modules["transformers"], "Seq2SeqTrainingArguments", dict)
     assert training_arguments(given, "folder", True)["bf16"] is expected
     given.training["use_cpu"] = True
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     for flags in ({"avx2"}, {"avx2", "avx512_bf16"}, {"asimd", "bf16"}):
         monkeypatch.setattr("mmcot.training.inference.precision.cpu_flags", lambda flags=flags: frozenset(flags))
         assert training_arguments(given, "folder", True)["bf16"] is (len(flags) > 1)
+
+
+def test_bf16_of_a_processor_needs_no_word_about_the_missing_gpu(monkeypatch):
+    """transformers looks for a GPU with bf16 unless it is told use_cpu."""
+    if torch.cuda.is_available() or torch.accelerator.is_available():
+        pytest.skip("there is an accelerator here")
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    monkeypatch.setattr("mmcot.training.inference.precision.cpu_flags", lambda: frozenset({"avx512_bf16"}))
+    for given in (from_dict({}), from_dict({"bf16": True})):
+        args = training_arguments(given.for_stage("answer"), "folder", True)
+        assert args.bf16 and args.use_cpu
+
+
+def test_smoothing_and_dropout_passes_do_not_go_together():
+    assert "label_smoothing_factor: has no effect with dropout_passes" in "; ".join(
+        check_training_keys(recipe("dropout_passes=2", "label_smoothing_factor=0.1"))
+    )
 
 
 def test_the_recipes_precision_goes_before_the_launchers(monkeypatch):

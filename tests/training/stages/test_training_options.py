@@ -35,6 +35,12 @@ def test_folds_share_the_problems_out_by_id():
     assert [sorted(ids[i] for i in rows) for rows in folds] == [sorted(ids[9 - i] for i in rows) for rows in reverse]
 
 
+def test_a_question_that_comes_often_is_in_one_fold():
+    ids = [f"q{i}{again}" for i in range(6) for again in ("", "#2", "*2", "#2*3")]
+    folds = folds_of(ids, 2)
+    assert not {ids[i][:2] for i in folds[0]} & {ids[i][:2] for i in folds[1]} and len(folds[0]) == len(folds[1]) == 12
+
+
 def test_the_answer_stage_trains_on_rationales_of_networks_that_never_saw_the_question(tmp_path, monkeypatch):
     trained = {}
     train = Run.train
@@ -69,6 +75,8 @@ def test_cross_fitting_is_part_of_the_answer_stages_identity_alone(tmp_path):
         run_recipe(recipe(tmp_path / "run", "cross_fit=2"))
     with pytest.raises(UserError, match="cross_fit: 1 is too small"):
         recipe(tmp_path, "cross_fit=1")
+    with pytest.raises(UserError, match="cross_fit: shared stages"):
+        recipe(tmp_path, "cross_fit=2", "share_stages=true")
     with pytest.raises(UserError, match="cross_fit: a one-stage run"):
         recipe(tmp_path, "cross_fit=2", "rationale_format=null", "answer_format=QCM-A")
 
