@@ -24,11 +24,20 @@ def check_recipe_data(recipe: Recipe, samples: int = 8) -> dict[str, Any]:
         MissingFileError: there is no such source.
     """
     from mmcot.training.data.check.problems import check_data
+    from mmcot.training.data.mixture import is_mixture
 
     options = {key: getattr(recipe, key) for key in ("columns", "image_rule", "allow_urls", "allow_outside")}
     processor, reason = _processor(recipe, options)
     limits = [recipe.for_stage(stage).max_target_length for stage in ("rationale", "answer")]
-    found = check_data(recipe.data, processor=processor, max_target_length=min(limits), samples=samples, **options)
+    named = {"train": recipe.train_split, "val": recipe.eval_split, "test": recipe.test_split}
+    named = {ours: own for ours, own in named.items() if own}
+    # the splits that the recipe or the mixture renames; else all that the source has
+    plain = not is_mixture(recipe.data) and all(ours == own for ours, own in named.items())
+    splits = None if plain else named
+    limit = min(limits)
+    found = check_data(
+        recipe.data, processor=processor, splits=splits, max_target_length=limit, samples=samples, **options
+    )
     if reason is not None:
         found["warnings"].append(f"lengths and samples are left out: {reason}")
     found["faults"] += [line for line in _faults(recipe, found) if line not in found["faults"]]

@@ -82,3 +82,13 @@ def test_train_says_before_the_first_step_what_is_worth_a_thought(tmp_path, capl
         assert main(["train", str(file), *tiny, "stages=rationale", f"output_dir={tmp_path / 'run'}"]) == 0
     told = " ".join(record.getMessage() for record in caplog.records)
     assert "guessing would give 25.0 % of the train questions" in told and "questions are few" in told
+
+
+def test_splits_that_are_named_otherwise_are_looked_at(tmp_path, capsys):
+    file = write(tmp_path)
+    renamed = (
+        file.read_text().replace('"split": "train"', '"split": "fit"').replace('"split": "val"', '"split": "tune"')
+    )
+    file.write_text(renamed)
+    assert main(["check", str(file), "tokenizer=train", "train_split=fit", "eval_split=tune"]) == 0
+    assert "train 8 · val 8 · test 8" in capsys.readouterr().out

@@ -4,6 +4,7 @@ import json
 import re
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -13,6 +14,7 @@ from transformers import ViTConfig, ViTImageProcessor, ViTModel
 from mmcot.training import extract_features, generate_problems, load_pipeline, load_recipe, run_recipe
 from mmcot.training.hub.cards import _starting_point
 from mmcot.training.hub.push import check_repository
+from mmcot.training.hub.repository import run_facts
 
 QUICK = ["max_steps=2", "max_new_tokens=6", "use_cpu=true", "disable_tqdm=true"]
 EMBEDDED = "data=embedded:n=24,val=4,test=8"
@@ -153,3 +155,9 @@ def test_nothing_of_this_machine_is_published(own_data):
 )
 def test_starting_point(base, said):
     assert _starting_point(base) == said
+
+
+def test_a_token_is_told_nowhere():
+    recipe = load_recipe("embedded", ["push_to_hub=true", "hub_token=hf_secret", "hub_model_id=me/mine"])
+    model = SimpleNamespace(num_parameters=lambda: 1)
+    assert "hf_secret" not in str(run_facts(recipe, model)) + str(recipe.identity())

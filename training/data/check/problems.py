@@ -16,7 +16,7 @@ def check_data(
     source: str | os.PathLike,
     *,
     processor=None,
-    splits: Sequence[str] | None = None,
+    splits: Sequence[str] | Mapping[str, str] | None = None,
     max_target_length: int = 512,
     columns: Mapping[str, Any] | None = None,
     image_rule: str = "all",
@@ -30,7 +30,8 @@ def check_data(
         source: as `load_problems` takes it, with `columns`, `image_rule`, `allow_urls` and `allow_outside`.
         processor: the `MMCoTProcessor` of the model to train, for lengths, unknown characters and samples; without one
             these are left out.
-        splits: those to look at; default: all that the source names, or the train, val and test that training makes.
+        splits: those to look at, or a dict of ours → the source's name; default: all that the source names, or the
+            train, val and test that training makes.
         max_target_length: longer targets are cut.
         samples: questions to show as the model will see them.
 
@@ -75,7 +76,7 @@ def _columns(opened, mapped: Mapping[str, Any]) -> list[dict[str, Any]]:
     return find_columns((row for row in opened.rows() if row.fault is None), mapped)
 
 
-def _load(source, wanted: Sequence[str] | None, **options) -> tuple[dict[str, Any], bool]:
+def _load(source, wanted: Sequence[str] | Mapping[str, str] | None, **options) -> tuple[dict[str, Any], bool]:
     """Split → problems, and whether the splits were made."""
     from mmcot.training.data.problems import load_problems
 
@@ -90,7 +91,8 @@ def _load(source, wanted: Sequence[str] | None, **options) -> tuple[dict[str, An
         wanted, made = MADE, True
     else:
         made = False
-    return {name: load_problems(source, name, **options) for name in wanted}, made
+    pairs = wanted if isinstance(wanted, Mapping) else {name: name for name in wanted}
+    return {name: load_problems(source, own, **options) for name, own in pairs.items()}, made
 
 
 def check_problems(
