@@ -186,7 +186,7 @@ def test_other_shapes_may_be_asked_for(stage):
 
 def test_the_two_kinds_of_repository_are_told_apart(two_stage_repository, stage):
     refused(MMCoTModel, stage, "is a mmcot model")
-    refused(MMCoTForConditionalGeneration, two_stage_repository, "is a mmcot_two_stage model")
+    refused(MMCoTForConditionalGeneration, two_stage_repository, "holds two stages: give one of them")
 
 
 def test_transformers_4_is_refused_in_one_line():
