@@ -1,10 +1,12 @@
-"""Answer with weights of eight or four bits, in less memory.
+"""Answer with weights of sixteen, eight or four bits, in less memory, and save them.
 
     python examples/quantised.py runs/quiz/hub questions.jsonl --with bitsandbytes-8bit
     python examples/quantised.py runs/quiz/hub questions.jsonl --with torchao-int8
+    python examples/quantised.py runs/quiz/hub questions.jsonl --with bfloat16 --save smaller
 
-`pip install bitsandbytes` or `pip install torchao`. The backbone and the gates are quantised along; compare accuracies
-before you rely on four bits.
+`pip install bitsandbytes` or `pip install torchao`; bfloat16 needs neither. The backbone and the gates are quantised
+along; compare accuracies before you rely on four bits. --save writes a repository of these weights, which loads,
+answers and is published as any other.
 """
 
 import argparse
@@ -15,7 +17,7 @@ from transformers import AutoModel, AutoProcessor
 
 from mmcot.training import load_problems
 
-WAYS = ("bitsandbytes-8bit", "bitsandbytes-4bit", "torchao-int8", "none")
+WAYS = ("bitsandbytes-8bit", "bitsandbytes-4bit", "torchao-int8", "bfloat16", "none")
 
 
 def load(repository: str, how: str):
@@ -33,6 +35,8 @@ def load(repository: str, how: str):
         from transformers import TorchAoConfig
 
         options["quantization_config"] = TorchAoConfig(Int8WeightOnlyConfig())
+    elif how == "bfloat16":
+        options["dtype"] = torch.bfloat16
     return AutoModel.from_pretrained(repository, trust_remote_code=True, **options).eval()
 
 
@@ -42,6 +46,7 @@ def main() -> None:
     parser.add_argument("questions", help="what `load_problems` reads")
     parser.add_argument("--with", dest="how", choices=WAYS, default="bitsandbytes-8bit")
     parser.add_argument("--split")
+    parser.add_argument("--save", metavar="DIR", help="write a repository of these weights")
     parser.add_argument("--limit", type=int, default=100)
     args = parser.parse_args()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # else a line a layer, that inputs are cast
@@ -58,6 +63,8 @@ def main() -> None:
         right += sum(
             result["answer_index"] == problem["answer"] for result, problem in zip(results, batch, strict=True)
         )
+    if args.save:
+        model.save_pretrained(args.save)
     megabytes = model.get_memory_footprint() / 1e6
     print(f"{args.how}: {right} of {len(problems)} right, {megabytes:.1f} MB of weights")
 

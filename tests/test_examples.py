@@ -154,6 +154,35 @@ def test_quantised_is_smaller_and_answers(two_stage_repository, how):
         assert model.get_memory_footprint() < load(str(two_stage_repository), "none").get_memory_footprint()
 
 
+@pytest.mark.parametrize(
+    "how",
+    [
+        "bfloat16",
+        pytest.param("bitsandbytes-8bit", marks=needs("bitsandbytes")),
+        pytest.param("torchao-int8", marks=needs("torchao")),
+    ],
+)
+def test_a_smaller_repository_is_saved_and_answers(two_stage_repository, tmp_path, how):
+    """What --save writes is predicted with as any other repository, and the header tells the two apart."""
+    from mmcot.training import load_problems
+    from mmcot.training.evaluation.predictions import read_header
+    from mmcot.training.evaluation.reading import read_predictions
+    from mmcot.training.inference.predict import predict
+
+    smaller = tmp_path / "smaller"
+    example("quantised").load(str(two_stage_repository), how).save_pretrained(smaller)
+    size = (smaller / "model.safetensors").stat().st_size
+    assert size < 0.8 * (two_stage_repository / "model.safetensors").stat().st_size
+    problems, found, headers = load_problems("embedded:test=6", "test"), {}, {}
+    for name, repository in {"whole": two_stage_repository, "smaller": smaller}.items():
+        file = predict(repository, problems, tmp_path / f"{name}.jsonl", max_new_tokens=4)
+        found[name], headers[name] = read_predictions(file), read_header(file)
+    assert list(found["smaller"]) == list(found["whole"]) and len(found["whole"]) == 6
+    scores, exact = ([s for r in found[name].values() for s in r["scores"].values()] for name in ("smaller", "whole"))
+    assert sum(abs(one - other) for one, other in zip(scores, exact, strict=True)) / len(exact) < 0.1
+    assert headers["smaller"]["fingerprint"] != headers["whole"]["fingerprint"]
+
+
 def test_torch_export_gives_the_same_logits(two_stage_repository):
     from mmcot import MMCoTModel
 

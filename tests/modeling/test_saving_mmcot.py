@@ -86,12 +86,14 @@ def test_saved_folder_is_complete(two_stage_repository):
 def test_source_may_disappear_before_saving(two_stage_repository, tmp_path):
     source = shutil.copytree(two_stage_repository, tmp_path / "source")
     (source / "README.md").write_text("---\nlicense: mit\n---\nmine")
+    (source / "example.png").write_bytes(b"a picture")
     model = MMCoTModel.from_pretrained(source)
     names = sorted(os.listdir(source))
     shutil.rmtree(source)
     model.save_pretrained(tmp_path / "copy")
     assert sorted(os.listdir(tmp_path / "copy")) == names
     assert (tmp_path / "copy" / "README.md").read_text().endswith("mine"), "the card is carried over"
+    assert (tmp_path / "copy" / "example.png").read_bytes() == b"a picture", "and what it shows"
 
 
 def test_saving_onto_itself_changes_nothing(two_stage_repository, tmp_path):

@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
+from itertools import chain
 
 import torch
+from torch import Tensor
 
 # settings of a network that the weights' shapes don't tell
 SETTINGS = ("num_heads", "feed_forward_proj", "layer_norm_epsilon", "relative_attention_max_distance")
@@ -20,7 +23,11 @@ def model_fingerprint(model) -> str:
     configs = [model.config, *(getattr(model.config, f"{stage}_config", None) for stage in ("rationale", "answer"))]
     settings = [[str(getattr(config, name, None)) for name in SETTINGS] for config in configs]
     digest = hashlib.blake2b(json.dumps(settings).encode(), digest_size=16)
-    for name, tensor in sorted(model.state_dict().items()):
+    parts = (_plain_parts(name, weight) for name, weight in sorted(model.state_dict().items()))
+    for name, tensor in chain.from_iterable(parts):
+        if tensor.is_meta:  # offloaded: not here to be read
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            continue
         bits = tensor.detach().contiguous().flatten().view(torch.uint8)
         size = next(size for size in (4, 2, 1) if len(bits) % size == 0)
         values = bits.view({4: torch.int32, 2: torch.int16, 1: torch.uint8}[size])
@@ -28,3 +35,12 @@ def model_fingerprint(model) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {values.sum(dtype=torch.int64)}".encode())
         digest.update(sample.numpy().tobytes())
     return digest.hexdigest()
+
+
+def _plain_parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """A weight by its name; of one that is quantised (torchao's), the tensors that it is made of."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        yield name, tensor
+        return
+    for part in tensor.__tensor_flatten__()[0]:
+        yield from _plain_parts(f"{name}.{part}", getattr(tensor, part))

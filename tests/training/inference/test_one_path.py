@@ -301,6 +301,20 @@ def loaded_with(processor, repository):
     return model
 
 
+def test_the_fingerprint_of_wrapped_weights_is_of_what_they_are_made_of():
+    """As torchao quantises: a tensor of tensors, which can't be read as bytes itself."""
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    def model(scale: float):
+        layer = torch.nn.Linear(4, 4)
+        weight = TwoTensor(torch.ones(4, 4), torch.full((4, 4), scale))
+        layer.weight, layer.bias = torch.nn.Parameter(weight), torch.nn.Parameter(torch.zeros(4))
+        layer.config = None
+        return layer
+
+    assert model_fingerprint(model(1.0)) == model_fingerprint(model(1.0)) != model_fingerprint(model(2.0))
+
+
 @pytest.mark.parametrize(
     ("option", "said"),
     [
