@@ -7,6 +7,8 @@ import importlib
 import os
 import sys
 
+from mmcot.training.commands.options import given_options
+
 # name: (module of commands/ with add_arguments(parser) and run(args), one line of help); imported only when called
 COMMANDS = {
     "demo": ("demo", "see Multimodal-CoT work: make data, train three models, compare, ask (minutes on a laptop)"),
@@ -100,6 +102,7 @@ def run_command(name: str, argv: list[str]) -> int:
     """Parses the arguments of one command and runs it; see `main` for the exit status."""
     parser, module = command_parser(name)
     args = parser.parse_intermixed_args(argv)  # key=value may stand before and after options
+    args.given = given_options(parser, args)
     set_verbosity(quiet=args.quiet, verbose=args.verbose)
     try:
         return module.run(args) or 0

@@ -13,6 +13,9 @@ or the predictions_ans_test.json of the original project's answer stage.
 
 import argparse
 from pathlib import Path
+from typing import Any
+
+from mmcot.training.commands.options import refuse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,56 +73,73 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score or compare, print the table, write the JSON file."""
-    from mmcot.training.common import UserError, write_json
-    from mmcot.training.data.mixture import is_mixture
-    from mmcot.training.evaluation.comparison import compare
-    from mmcot.training.evaluation.protocol import protocol_of, rationale_format_of, told
-    from mmcot.training.evaluation.reading import match, read_predictions, read_problems
-    from mmcot.training.evaluation.scoring import evaluate_predictions, evaluate_sources
-    from mmcot.training.evaluation.tables import format_comparison, format_table
+    from mmcot.training.common import write_json
+    from mmcot.training.evaluation.reading import read_problems
 
-    problems, splits = read_problems(args.problems, args.split)
-    if args.compare and (args.risk_coverage or args.abstain_below is not None):
-        raise UserError("--risk-coverage is of one file: give --predictions")
     if args.compare:
-        protocols = {file: protocol_of(file, args.protocol, required=False) for file in args.compare}
-        if len(set(protocols.values())) > 1:
-            said = ", ".join(f"{file}: {protocol}" for file, protocol in protocols.items())
-            raise UserError(f"numbers of two protocols are not compared ({said}); see docs/protocols.md")
-        answers = []
-        for file in args.compare:
-            chosen, predictions = match(problems, splits, read_predictions(file), args.split, args.partial)
-            answers.append(predictions)
-        result = compare(chosen, *answers, protocol=protocols[args.compare[0]])
-        print(format_comparison(result, *args.compare))
-    else:
-        predictions = read_predictions(args.predictions)
-        try:
-            chosen, predictions = match(problems, splits, predictions, args.split, args.partial)
-        except UserError as error:
-            hint = "; --partial scores what there is" if "without a prediction" in str(error) else ""
-            raise UserError(f"{error}{hint}") from None
-        options = {
-            "protocol": protocol_of(args.predictions, args.protocol),
-            "rationale_format": rationale_format_of(args.predictions, args.rationale_format),
-            "unparsable": args.unparsable,
-            "seed": args.seed,
-            "similarity_model": args.similarity_model,
-        }
-        result = evaluate_predictions(chosen, predictions, **options)
-        result.update(told(args.predictions))
-        if is_mixture(args.problems):  # a row for each of its sources
-            result["sources"] = evaluate_sources(chosen, predictions, **options)
-        print(format_table({Path(args.predictions).stem: result}))
-        if args.risk_coverage or args.abstain_below is not None:
-            from mmcot.training.evaluation.selective import format_risk_coverage, risk_coverage
-
-            result["selective"] = risk_coverage(chosen, predictions, abstain_below=args.abstain_below)
-        if "selective" in result:
-            print(format_risk_coverage(result["selective"]))
-        if args.partial:
-            everything = len(splits.get(args.split, problems)) if args.split else len(problems)
-            print(f"partial: {len(chosen)} of {everything} questions")
+        names = ("risk_coverage", "abstain_below", "similarity_model", "rationale_format", "unparsable", "seed")
+        refuse(args, "with --compare, which tells answers apart: give --predictions", *names)
+    elif args.unparsable != "random":
+        refuse(args, "without --unparsable random", "seed")
+    problems, splits = read_problems(args.problems, args.split)
+    result = (_compare if args.compare else _score)(args, problems, splits)
     if args.json:
         write_json(args.json, result)
     return 0
+
+
+def _compare(args: argparse.Namespace, problems, splits) -> dict[str, Any]:
+    from mmcot.training.common import UserError
+    from mmcot.training.evaluation.comparison import compare
+    from mmcot.training.evaluation.protocol import protocol_of
+    from mmcot.training.evaluation.reading import check_same_questions, match_file
+    from mmcot.training.evaluation.tables import format_comparison
+
+    (first, answers_a), (other, answers_b) = (
+        match_file(file, problems, splits, args.split, args.partial) for file in args.compare
+    )
+    check_same_questions(*args.compare, first, other)
+    protocols = {file: protocol_of(file, args.protocol, required=False) for file in args.compare}
+    if len(set(protocols.values())) > 1:
+        said = ", ".join(f"{file}: {protocol}" for file, protocol in protocols.items())
+        raise UserError(f"numbers of two protocols are not compared ({said}); see docs/protocols.md")
+    result = compare(first, answers_a, answers_b, protocol=protocols[args.compare[0]])
+    print(format_comparison(result, *args.compare))
+    return result
+
+
+def _score(args: argparse.Namespace, problems, splits) -> dict[str, Any]:
+    from mmcot.training.common import UserError
+    from mmcot.training.data.mixture import is_mixture
+    from mmcot.training.evaluation.protocol import protocol_of, rationale_format_of, told, told_line
+    from mmcot.training.evaluation.reading import match_file
+    from mmcot.training.evaluation.scoring import evaluate_predictions, evaluate_sources
+    from mmcot.training.evaluation.tables import format_table
+
+    try:
+        chosen, predictions = match_file(args.predictions, problems, splits, args.split, args.partial)
+    except UserError as error:
+        hint = "; --partial scores what there is" if "without a prediction" in str(error) and not args.partial else ""
+        raise UserError(f"{error}{hint}") from None
+    options = {
+        "protocol": protocol_of(args.predictions, args.protocol),
+        "rationale_format": rationale_format_of(args.predictions, args.rationale_format),
+        "unparsable": args.unparsable,
+        "seed": args.seed,
+        "similarity_model": args.similarity_model,
+    }
+    result = evaluate_predictions(chosen, predictions, **options)
+    result.update(told(args.predictions))
+    if is_mixture(args.problems):  # a row for each of its sources
+        result["sources"] = evaluate_sources(chosen, predictions, **options)
+    line = told_line(result)
+    print(*([line] if line else []), format_table({Path(args.predictions).stem: result}), sep="\n")
+    if args.risk_coverage or args.abstain_below is not None:
+        from mmcot.training.evaluation.selective import format_risk_coverage, risk_coverage
+
+        result["selective"] = risk_coverage(chosen, predictions, abstain_below=args.abstain_below)
+        print(format_risk_coverage(result["selective"]))
+    if args.partial:
+        everything = len(splits.get(args.split, problems)) if args.split else len(problems)
+        print(f"partial: {len(chosen)} of {everything} questions")
+    return result

@@ -34,8 +34,18 @@ def header(method: str, **facts: Any) -> dict[str, Any]:
 LATE = ("tokens", "seconds_per_question")  # known when all is written: they say nothing about what was begun
 
 
+TEXTS = ("method", "model", "revision", "fingerprint", "source", "split", "protocol", "mode", "dtype", "images")
+TEXTS += ("rationale_format", "stage")
+NUMBERS = ("parameters", "seconds_per_question")
+PROTOCOLS = ("generated", "teacher_forced")
+
+
 def read_header(path: str | Path) -> dict[str, Any]:
-    """The header of a predictions file; empty for a file that has none."""
+    """The header of a predictions file; empty for a file that has none.
+
+    Raises:
+        UserError: a field of the header isn't what `header` makes of it.
+    """
     with open(path, "rb") as file:
         line = file.readline()
     try:
@@ -43,7 +53,33 @@ def read_header(path: str | Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     found = first.get("header") if isinstance(first, Mapping) and "id" not in first else None
-    return dict(found) if isinstance(found, Mapping) else {}
+    if not isinstance(found, Mapping):
+        return {}
+    for name, value in found.items():
+        expected = _expected(name, value)
+        if expected is not None:
+            raise UserError(f"{path}: its header is damaged: {name!r} must be {expected}, but is {value!r:.80}")
+    return dict(found)
+
+
+def _expected(name: str, value: Any) -> str | None:
+    """What a field of a header must be, where it isn't."""
+    if value is None:
+        return None
+    if name in TEXTS and not isinstance(value, str):
+        return "a text"
+    if name == "protocol" and value not in PROTOCOLS:
+        return " or ".join(PROTOCOLS)
+    if name in NUMBERS:
+        return None if _is_count(value) else "a number"
+    if name == "tokens":
+        counted = isinstance(value, Mapping) and all(map(_is_count, value.values()))
+        return None if counted else "an object of numbers"
+    return "an object" if name in ("decoding", "features") and not isinstance(value, Mapping) else None
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
 
 
 class PredictionsWriter:

@@ -40,7 +40,15 @@ def rationale_format_of(path: str | Path, given: str | None = None) -> str | Non
     facts = read_header(path)
     if given is not None:
         return given
-    return facts.get("rationale_format", DEFAULT_RATIONALE_FORMAT)
+    found = facts.get("rationale_format", DEFAULT_RATIONALE_FORMAT)
+    if found is not None:
+        from mmcot.processing.prompts_mmcot import split_format
+
+        try:
+            split_format(found)
+        except ValueError as error:
+            raise UserError(f"{path}: its header is damaged: 'rationale_format': {error}") from None
+    return found
 
 
 def told(path: str | Path) -> dict[str, Any]:
@@ -51,3 +59,9 @@ def told(path: str | Path) -> dict[str, Any]:
     if "mode" in found:
         found["answers"] = found.pop("mode")
     return found
+
+
+def told_line(facts: Mapping[str, Any]) -> str:
+    """The same in one line, for the top of a table: model and split; "" where neither is known."""
+    names = ("model", "split", "source")
+    return ", ".join(f"{name} {facts[name]}" for name in names if facts.get(name) is not None)

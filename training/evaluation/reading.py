@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmcot.training.common import MissingFileError, UserError
+from mmcot.training.data.splits import split_members, split_name
 from mmcot.training.evaluation.answers import answer_index
 from mmcot.training.evaluation.predictions import read_header
 
@@ -198,6 +199,56 @@ def match(
     hint = "" if split or not splits else "; name the split with --split"
     check_same_ids(expected, predictions, hint=hint)
     return expected, dict(predictions)
+
+
+def match_file(
+    path: str | Path,
+    problems: Mapping[str, Mapping],
+    splits: Mapping[str, list[str]],
+    split: str | None = None,
+    partial: bool = False,
+    name: str | None = None,
+) -> tuple[dict[str, Mapping], dict[str, Any]]:
+    """A predictions file joined with its problems: `read_predictions` and `match`, whose errors name the file.
+
+    Args:
+        path: the predictions file.
+        name: of its run, for errors; the other arguments are those of `match`.
+
+    Raises:
+        UserError: see `match`; or the file's header names another split than `split`.
+    """
+    who = str(path) if name is None else f"{name} ({path})"
+    predictions, facts = read_predictions(path), read_header(path)
+    predicted = facts.get("split")
+    # ids may be equal in two splits: then nothing else would tell that these are answers to other questions
+    asked = split_name(split)
+    if asked is not None and predicted is not None and split_name(predicted) not in (asked, *split_members(asked)):
+        raise UserError(
+            f"{who}: has predictions of the split {predicted!r}, says its header, and {split!r} is asked for: give "
+            f"--split {predicted}, or predictions of {split}"
+        )
+    try:
+        return match(problems, splits, predictions, split, partial)
+    except UserError as error:
+        hint = ""
+        if split is not None and "split" in facts and predicted is None:
+            hint = (
+                f"; its header names no split, so it may be of all: leave out --split, or predict with --split {split}"
+            )
+        elif split is None and predicted is not None:
+            hint = f"; its header names the split {predicted!r}"
+        raise UserError(f"{who}: {error}{hint}") from None
+
+
+def check_same_questions(first: str, others: str, problems: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+    """Refuses runs of other questions than the first's; `first` and `others` name the two."""
+    if problems.keys() != other.keys():
+        both = len(problems.keys() & other.keys())
+        raise UserError(
+            f"{others}: answers {len(other):,} questions, {first} {len(problems):,}, and {both:,} of them are the "
+            "same: runs are compared on the same questions of one split"
+        )
 
 
 def is_original_output(content: Any) -> bool:

@@ -9,7 +9,7 @@ from mmcot.training.evaluation.answers import judged_answer
 from mmcot.training.evaluation.comparison import compare
 from mmcot.training.evaluation.predictions import read_header
 from mmcot.training.evaluation.protocol import protocol_of, rationale_format_of
-from mmcot.training.evaluation.reading import match, read_predictions, read_problems
+from mmcot.training.evaluation.reading import check_same_questions, match_file, read_problems
 from mmcot.training.evaluation.scoring import evaluate_predictions
 
 MOST_DIFFERING = 10
@@ -38,7 +38,9 @@ def compare_runs(source: str | Path, runs: Mapping[str, str | Path], split: str 
     chosen, found, results = None, {}, {}
     for name, path in runs.items():
         facts = read_header(path)
-        chosen, found[name] = match(problems, splits, read_predictions(path), split)
+        own, found[name] = match_file(path, problems, splits, split, name=name)
+        chosen = own if chosen is None else chosen
+        check_same_questions(next(iter(runs)), f"{name} ({path})", chosen, own)
         result = evaluate_predictions(
             chosen, found[name], protocol=protocol_of(path), rationale_format=rationale_format_of(path)
         )

@@ -17,10 +17,9 @@ from typing import Any
 from mmcot.training.common import UserError
 from mmcot.training.evaluation.accuracy import accuracy_table
 from mmcot.training.evaluation.answers import judged_answer, num_choices_of
+from mmcot.training.evaluation.predictions import PROTOCOLS
 from mmcot.training.evaluation.rationales import rationale_scores
 from mmcot.training.evaluation.reading import by_id, check_same_ids
-
-PROTOCOLS = ("generated", "teacher_forced")
 
 
 def evaluate_predictions(

@@ -19,7 +19,7 @@ from mmcot.training.evaluation.errors import (
 from mmcot.training.evaluation.hallucination import hallucination_rates, validate_indicator, written_rationale
 from mmcot.training.evaluation.predictions import read_header
 from mmcot.training.evaluation.protocol import protocol_of
-from mmcot.training.evaluation.reading import match, read_predictions, read_problems
+from mmcot.training.evaluation.reading import match_file, read_problems
 
 
 def error_study(
@@ -56,7 +56,7 @@ def error_study(
         and recall of the indicator, the labels being the truth), `agreement`, `corrected`, `corrected_hallucinations`.
     """
     problems, splits = read_problems(source, split)
-    problems, found = match(problems, splits, read_predictions(predictions), split)
+    problems, found = match_file(predictions, problems, splits, split)
     drawn = draw_errors(problems, found, n, seed)
     automatic = automatic_labels(drawn, problems, found)
     result: dict[str, Any] = {
@@ -79,7 +79,7 @@ def error_study(
         _, second = read_labels(second_labels)
         result["agreement"] = agreement(own, second)
     if other is not None:
-        _, answers = match(problems, {}, read_predictions(other))
+        _, answers = match_file(other, problems, {}, split)
         result["corrected"] = corrected(drawn, problems, answers, own)
         flagged = [id_ for id_, hallucinated in automatic.items() if hallucinated]
         if flagged:
@@ -148,7 +148,7 @@ def validate_on_embedded(
     result = {"constructed": validate_indicator(rationale_cases(size, split=split or "test", **common))}
     if predictions is not None:
         problems, splits = read_problems(source, split)
-        problems, found = match(problems, splits, read_predictions(predictions), split)
+        problems, found = match_file(predictions, problems, splits, split)
         cases, unknown = [], 0
         for id_, problem in problems.items():
             text = written_rationale(found[id_])

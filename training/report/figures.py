@@ -39,7 +39,7 @@ def report_figures(
     """
     from mmcot.training.evaluation.analysis import chance
     from mmcot.training.evaluation.comparison import compare
-    from mmcot.training.evaluation.reading import match, read_predictions, read_problems
+    from mmcot.training.evaluation.reading import check_same_questions, match_file, read_problems
     from mmcot.training.evaluation.runs import holm
 
     first = runs[0]
@@ -52,13 +52,14 @@ def report_figures(
     answers: dict[str, dict[str, Any]] = {}
     found: dict[str, Any] = {"source": str(source), "split": split, "runs": {}, "probes": {}, "tests": {}}
     for run in runs:
-        problems, answers[run.name] = match(everything, splits, read_predictions(run.file), split)
+        own, answers[run.name] = match_file(run.file, everything, splits, split, name=run.name)
+        problems = problems or own
+        check_same_questions(first.name, f"{run.name} ({run.file})", problems, own)
         found["runs"][run.name] = _of_run(run, problems, answers[run.name], protocol)
     found |= {"n": len(problems), "chance": chance(problems)}
     for name, path in (probes or {}).items():
-        own, probed = match(everything, splits, read_predictions(path), split)
-        if own.keys() != problems.keys():
-            raise UserError(f"{path}: has other questions than {first.file}")
+        own, probed = match_file(path, everything, splits, split, name=name)
+        check_same_questions(first.name, f"{name} ({path})", problems, own)
         columns = compare(problems, answers[first.name], probed, protocol=_protocol(found, first))["columns"]
         found["probes"][name] = {"file": Path(path).name, "columns": columns}
     for run in runs[1:]:

@@ -1,0 +1,31 @@
+"""Options that would be ignored are refused by name."""
+
+import argparse
+
+
+def given_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict[str, str]:
+    """Option's name in `args` → as it is written, of the options that are set to something else than their default."""
+    return {
+        action.dest: max(action.option_strings, key=len)
+        for action in parser._actions
+        if action.option_strings and getattr(args, action.dest, action.default) != action.default
+    }
+
+
+def refuse(args: argparse.Namespace, why: str, *names: str) -> None:
+    """Refuses options that the command would not read, as in "--seed has no effect without --labels".
+
+    Args:
+        args: as `mmcot.training.cli.run_command` gives them, with `given` from `given_options`.
+        why: the end of the sentence.
+        names: of the options in `args`.
+
+    Raises:
+        UserError: one of them was given.
+    """
+    from mmcot.training.common import UserError
+
+    given = getattr(args, "given", {})  # none where `run` is called without the command line
+    for name in names:
+        if name in given:
+            raise UserError(f"{given[name]} has no effect {why}")
