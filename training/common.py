@@ -1,4 +1,4 @@
-"""What every room needs: errors that a user can mend, files that are whole or not there, JSON Lines."""
+"""What every room needs: errors that a user can mend, files that are whole or not there, JSON Lines, YAML."""
 
 import json
 import logging
@@ -97,6 +97,26 @@ def drop_cut_line(path: Path) -> None:
     if whole < len(content):
         with open(path, "r+b") as file:
             file.truncate(whole)
+
+
+def read_yaml(text: str) -> Any:
+    """The content of a YAML document; a key that occurs twice in a mapping is an error, as YAML's rules say.
+
+    Raises:
+        yaml.YAMLError: it is none.
+    """
+    import yaml
+
+    class UniqueKeys(yaml.SafeLoader):  # safe_load keeps the last of equal keys without a word
+        def compose_mapping_node(self, anchor):
+            node, seen = super().compose_mapping_node(anchor), set()
+            for key, _ in node.value:
+                if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                    raise yaml.YAMLError(f"key {key.value!r} occurs twice (line {key.start_mark.line + 1})")
+                seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
+            return node
+
+    return yaml.load(text, Loader=UniqueKeys)  # noqa: S506 - a SafeLoader
 
 
 def write_between_markers(path: str | Path, name: str, text: str) -> None:

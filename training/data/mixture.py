@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmcot.training.common import UserError
+from mmcot.training.common import UserError, read_yaml
 from mmcot.training.data.records import shown
 
 SUFFIXES = (".yaml", ".yml")
@@ -42,7 +42,7 @@ def names_sources(file: Path) -> bool:
     import yaml
 
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = read_yaml(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError):
         return False  # a recipe's reader says what is wrong
     return isinstance(content, dict) and "sources" in content
@@ -101,7 +101,7 @@ def read_mixture(file: Path) -> tuple[dict[str, dict[str, Any]], int]:
     import yaml
 
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = read_yaml(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         from mmcot.training.common import MissingFileError
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from mmcot.training.common import MissingFileError, UserError
+from mmcot.training.common import MissingFileError, UserError, read_yaml
 from mmcot.training.data.mixture import is_mixture, names_sources
 from mmcot.training.stages.recipe import STAGES, Recipe
 from mmcot.training.stages.recipe_values import from_dict
@@ -84,7 +84,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise UserError(f"{override!r} is not of the form key=value")
     try:
-        value = _numbers(yaml.safe_load(text))
+        value = _numbers(read_yaml(text))
     except yaml.YAMLError as error:
         raise UserError(f"{override!r}: the value is not YAML: {_one_line(error)}") from None
     first, dot, name = key.partition(".")
@@ -111,7 +111,7 @@ def _read(path: str | Path, below: tuple[Path, ...] = ()) -> tuple[Path, dict[st
     if file in below:
         raise UserError(f"{file}: extends itself")
     try:
-        values = _numbers(yaml.safe_load(file.read_text(encoding="utf-8")) or {})
+        values = _numbers(read_yaml(file.read_text(encoding="utf-8")) or {})
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{file} is not YAML: {_one_line(error)}") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):

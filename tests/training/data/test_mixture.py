@@ -134,3 +134,24 @@ def test_a_run_trains_on_a_mixture(mixture, tmp_path):
         json.loads(line) for line in (tmp_path / "run/answer/predictions_test.jsonl").read_text().splitlines()
     ]
     assert Counter(source_of(record["id"]) for record in predicted[1:]) == {"made": 6, "own": 3}
+
+
+def test_a_source_named_twice_is_refused(tmp_path, capsys):
+    """YAML's reader keeps the last of two equal keys, and half of the data would be missing without a word."""
+    path = tmp_path / "mix.yaml"
+    path.write_text("sources:\n  own: embedded:n=4\n  other: embedded:n=4\n  own: embedded:n=8\n")
+    with pytest.raises(UserError, match=r"mix.yaml: is not YAML: key 'own' occurs twice \(line 4\)"):
+        load_problems(path, "train")
+    assert main(["check", str(path)]) == 2
+    assert "key 'own' occurs twice" in capsys.readouterr().err
+    path.write_text("sources:\n  1: embedded:n=4\n  '1': embedded:n=8\n")
+    with pytest.raises(UserError, match="key '1' occurs twice"):
+        load_problems(path, "train")
+
+
+def test_merged_keys_of_yaml_may_be_replaced(tmp_path):
+    path = tmp_path / "mix.yaml"
+    path.write_text(
+        "sources:\n  a: &a {source: 'embedded:n=4,skills=flower', weight: 2}\n  b: {<<: *a, weight: 1}\n  c: *a\n"
+    )
+    assert counts(load_problems(path, "train")) == {"a": 8, "b": 4, "c": 8}

@@ -117,3 +117,12 @@ def test_shipped_recipes_are_valid(name):
     recipe = load_recipe(name)
     for stage in ("rationale", "answer"):
         recipe.for_stage(stage)
+
+
+def test_a_key_said_twice_is_named(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: own-data\nlearning_rate: 1e-4\nanswer:\n  seed: 1\nlearning_rate: 1e-5\n")
+    with pytest.raises(UserError, match=r"mine.yaml is not YAML: key 'learning_rate' occurs twice \(line 5\)"):
+        load_recipe(path)
+    with pytest.raises(UserError, match="key 'd_model' occurs twice"):
+        load_recipe("embedded", ["model={d_model: 8, d_model: 16}"])
