@@ -8,6 +8,7 @@ from typing import Any
 
 from mmcot.training.common import ExistingFileError, MissingFileError, UserError
 from mmcot.training.evaluation.predictions import PredictionsWriter, header
+from mmcot.training.inference.cost import count_parameters, seconds_a_question
 
 MODES = ("score", "generate")
 
@@ -182,8 +183,7 @@ def predict(
                 progress.update()
     state.wait_for_everyone()
     if state.is_main_process:
-        seconds = (time.monotonic() - begun) / (len(todo) * state.num_processes) if todo else None
-        writer.finish(ids, seconds_per_question=seconds and round(seconds, 4))
+        writer.finish(ids, seconds_per_question=seconds_a_question(begun, len(todo), state.num_processes))
     state.wait_for_everyone()
     return output
 
@@ -226,7 +226,7 @@ def _header(pipeline, model, problems, mode, blank_images, cache, source, genera
     return header(
         "multimodal-cot",
         model=model_name(model),
-        parameters=sum(weight.numel() for weight in pipeline.model.parameters()),
+        parameters=count_parameters(pipeline.model),
         revision=getattr(pipeline.model.config, "_commit_hash", None),
         fingerprint=model_fingerprint(pipeline.model),
         source=None if source is None else str(source),

@@ -126,6 +126,7 @@ def evaluate_released(name: str, plan: Plan, output: str | Path, *, max_samples=
         MissingFileError: a download fails. ValueError: a part is missing, or the parts don't fit together.
     """
     from mmcot.training.data.problems import load_problems
+    from mmcot.training.evaluation.predictions import read_header
     from mmcot.training.evaluation.reading import read_predictions
     from mmcot.training.evaluation.scoring import evaluate_predictions
     from mmcot.training.stages.predict import predict_stage
@@ -149,7 +150,7 @@ def evaluate_released(name: str, plan: Plan, output: str | Path, *, max_samples=
 
     rationales, predictions = None, {}
     counts = dict(zip(problems["id"], map(len, problems["choices"]), strict=True))
-    written = None
+    written = facts = None
     for stage in STAGES:
         of_stage = recipe.for_stage(stage)
         samples = stage_dataset(
@@ -171,14 +172,15 @@ def evaluate_released(name: str, plan: Plan, output: str | Path, *, max_samples=
             features=features,
             rationales=written,
             protocol=recipe.protocol,
-            rationale_protocol=recipe.protocol,
+            rationale_facts=facts,
             answer_mode="generate",
             source=recipe.data,
             split=recipe.test_split,
             max_new_tokens=recipe.max_new_tokens,
             num_beams=recipe.num_beams,
         )
-        predictions = written = read_predictions(path)
+        predictions, facts = read_predictions(path), read_header(path)
+        written = predictions
         rationales = {id_: record["generated"]["rationale"] for id_, record in written.items()}
     records = {problem["id"]: problem for problem in problems.remove_columns(["images"])}
     result = evaluate_predictions(

@@ -4,13 +4,15 @@ Greedy rationales and scored options go through the engine, as they do in `mmcot
 sampling, adapters) goes to transformers' `generate`.
 """
 
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mmcot.training.evaluation.predictions import PredictionsWriter, header
+from mmcot.training.inference.cost import count_parameters, seconds_a_question
 from mmcot.training.inference.predict import prediction_record
 
 MAX_ANSWER_TOKENS = 16  # "The answer is (B)." has 7
@@ -28,7 +30,7 @@ def predict_stage(
     features=None,
     rationales: dict[str, dict[str, Any]] | None = None,
     protocol: str = "generated",
-    rationale_protocol: str | None = None,
+    rationale_facts: Mapping[str, Any] | None = None,
     answer_mode: str = "score",
     blank_images: bool = False,
     dtype: str = "auto",
@@ -48,7 +50,8 @@ def predict_stage(
         rationales: id → record of the rationale stage's predictions, for the answer stage's file.
         protocol: "teacher_forced" feeds the decoder the gold target and takes the most probable token at each
             position, as the original's v1 does.
-        rationale_protocol: how the rationales that the answer stage reads came about.
+        rationale_facts: header of the rationale stage's file: how the rationales that the answer stage reads came
+            about, and what they cost, which is part of the answers' cost.
         answer_mode: "score" the options' letters, or "generate" and parse the answer.
         blank_images: without any picture.
         dtype: of products and attention, as in `load_pipeline`.
@@ -70,14 +73,16 @@ def predict_stage(
     predictor = _Predictor(
         model, processor, stage, features, protocol, answer_mode, blank_images, computed, generate_kwargs
     )
+    before = rationale_facts or {}
     facts = header(
         "multimodal-cot",
         model=f"{out.parent.parent.name}/{out.parent.name}",
         fingerprint=model_fingerprint(model),
+        parameters=count_parameters(model, rationale_facts),
         source=source,
         split=split,
         # what was fed a gold target anywhere on the way isn't generated
-        protocol="teacher_forced" if "teacher_forced" in (protocol, rationale_protocol) else protocol,
+        protocol="teacher_forced" if "teacher_forced" in (protocol, before.get("protocol")) else protocol,
         mode="generate" if protocol == "teacher_forced" else answer_mode,
         decoding={"num_beams": 1, **generate_kwargs},
         dtype=str(computed).removeprefix("torch."),
@@ -90,7 +95,7 @@ def predict_stage(
     low = computed == torch.bfloat16 != model.dtype
     autocast = torch.autocast(state.device.type, torch.bfloat16, enabled=low)  # where the engine doesn't answer
     with PredictionsWriter(out, facts, rank=state.process_index, num_processes=state.num_processes) as writer:
-        todo = [i for i in order if ids[i] not in writer.done]
+        todo, begun = [i for i in order if ids[i] not in writer.done], time.monotonic()
         batches = ([samples[i] for i in todo[start : start + batch_size]] for start in range(0, len(todo), batch_size))
         with (
             torch.no_grad(),
@@ -106,7 +111,8 @@ def predict_stage(
                 progress.update()
     state.wait_for_everyone()
     if state.is_main_process:
-        writer.finish(ids)
+        seconds = seconds_a_question(begun, len(todo), state.num_processes, rationale_facts)
+        writer.finish(ids, seconds_per_question=seconds)
     state.wait_for_everyone()
     return out
 

@@ -314,10 +314,10 @@ class Run:
         self.state.wait_for_everyone()
         recipe = self.recipe.for_stage(stage)
         args = training_arguments(recipe, self.folder / stage, has_eval=False)
-        problems, written, protocol, rationales = self.questions(split), None, None, None
+        problems, written, facts, rationales = self.questions(split), None, None, None
         if stage == "answer" and not recipe.one_stage:
             source = self.predictions_file("rationale", split)
-            written, protocol = read_predictions(source), read_header(source)["protocol"]
+            written, facts = read_predictions(source), read_header(source)
             rationales = self.rationales(split)
         predict_stage(
             self.network(stage),
@@ -329,7 +329,7 @@ class Run:
             batch_size=args.per_device_eval_batch_size,
             features=self.features,
             rationales=written,
-            rationale_protocol=protocol,
+            rationale_facts=facts,
             protocol=recipe.protocol,
             answer_mode=recipe.answer_mode,
             dtype=recipe.dtype,

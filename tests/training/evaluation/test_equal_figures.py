@@ -10,6 +10,7 @@ from mmcot.training import load_problems, load_recipe, run_recipe
 from mmcot.training.cli import main
 from mmcot.training.common import UserError
 from mmcot.training.evaluation.comparison import compare
+from mmcot.training.evaluation.predictions import read_header
 from mmcot.training.evaluation.protocol import protocol_of
 from mmcot.training.evaluation.reading import match, read_predictions, read_problems
 from mmcot.training.evaluation.runs import compare_runs, holm
@@ -65,6 +66,14 @@ def test_a_run_and_predict_and_evaluate_give_the_same_figures(tmp_path, capsys):
         for name in ("accuracy", "ci95", "n", "rationale", "rationale_n", "protocol", "answers"):
             assert found[name] == results[name], (file, name)
     assert results["rationale_n"] == 12 and results["answers"] == "score"
+    costs = [read_header(file) for file in (own, again)]  # of both stages, with the backbone once
+    assert costs[0]["parameters"] == costs[1]["parameters"] and all(cost["seconds_per_question"] > 0 for cost in costs)
+    alone = read_header(tmp_path / "rationale" / "predictions_test.jsonl")
+    assert alone["parameters"] < costs[0]["parameters"]
+    assert alone["seconds_per_question"] < costs[0]["seconds_per_question"]
+    assert main(["compare", source, "--split", "test", "--run", f"run={own}", "--run", f"again={again}"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if " M " in line]
+    assert [row[0] for row in rows] == ["run", "again"] and rows[0][1] == rows[1][1] and len(rows[0]) == 4
     assert f"{results['accuracy']['Avg']:.2f}" in (tmp_path / "hub" / "README.md").read_text()
 
 
