@@ -8,7 +8,14 @@ from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, Log
 from two_stage_models import make_stage
 
 from mmcot import MMCoTForConditionalGeneration, MMCoTModel, MMCoTProcessor
-from mmcot.answers_mmcot import join_ragged, mask_from_padding, own_tokens, prepare_generation_config, score_options
+from mmcot.answers_mmcot import (
+    join_ragged,
+    letter_log_probs,
+    mask_from_padding,
+    own_tokens,
+    prepare_generation_config,
+    score_options,
+)
 from mmcot.errors_mmcot import ModelError
 from mmcot.processing import build_prompt, image_processor_for
 from mmcot.training.data.embedded.generate import generate_problems
@@ -393,3 +400,12 @@ def test_generation_config_is_not_changed_by_a_call(model, inputs):
     before = copy.deepcopy(model.generation_config.to_dict())
     model.generate(**inputs, num_beams=2, max_new_tokens=3, mode="generate")
     assert model.generation_config.to_dict() == before
+
+
+def test_scores_of_half_precision_logits_are_not_rounded_again():
+    """Options that differ by less than bfloat16 tells at their log-probability stay apart."""
+    logits = torch.zeros(1, 512, dtype=torch.bfloat16)
+    logits[0, :2] = torch.tensor([0.25, 0.2520])
+    scores = letter_log_probs(logits, [0, 1])
+    assert scores.dtype == torch.float32 and scores[0, 1] > scores[0, 0]
+    torch.testing.assert_close(scores, logits.float().log_softmax(-1)[:, :2])

@@ -10,7 +10,7 @@ import pytest
 from datasets import Dataset, Image
 from own_data import box_questions, environment, make_hub_cache, write_jsonl
 
-from mmcot.training import TwoStageTrainer
+from mmcot.training import TwoStageTrainer, load_problems, two_stage_trainer
 from mmcot.training.common import UserError
 
 SETTINGS = {
@@ -94,3 +94,10 @@ def test_readme_block_as_it_stands(tmp_path, tiny_tokenizer):
 def test_what_is_refused(tmp_path, settings, text):
     with pytest.raises(UserError, match=text):
         TwoStageTrainer(**{"train_dataset": questions(tmp_path, 2, picture=False), "output_dir": tmp_path} | settings)
+
+
+def test_a_column_split_does_not_go_before_what_was_passed(tmp_path):
+    """As of a set that was loaded whole and filtered: who passes it as the test questions has said what it is."""
+    data = questions(tmp_path, 4).add_column("split", ["train"] * 4)
+    two_stage_trainer._write(data, tmp_path / "data" / "test.parquet")
+    assert load_problems(tmp_path / "data", "test")["split"][:] == ["test"] * 4

@@ -6,9 +6,11 @@ import pytest
 from record_files import json_lines, picture, problem
 
 from mmcot.processing import MMCoTProcessor
-from mmcot.training import check_data
+from mmcot.training import check_data, load_problems
 from mmcot.training.common import MissingFileError
+from mmcot.training.data.check.guessing import guessing_baselines
 from mmcot.training.data.check.html_page import write_check_page
+from mmcot.training.data.check.lengths import check_lengths
 from mmcot.training.data.check.text import format_check
 
 
@@ -160,3 +162,19 @@ def test_samples_are_what_the_model_reads(tmp_path, processor):
     assert "Solution: So it is." in sample["stages"]["answer"]["source"]
     assert sample["stages"]["answer"]["target"].startswith("The answer is (B).")
     assert "as the model will see it" in format_check(found)
+
+
+def test_what_guessing_gives_where_options_tie():
+    """Of two longest options the rule takes either: half a point."""
+    rows = {"choices": [["one", "two", "x"], ["a", "long one"]], "answer": [1, 1]}
+    found = guessing_baselines({"train": rows, "test": rows})
+    assert found["longest"] == 75 and found["chance"] == round(100 * (1 / 3 + 1 / 2) / 2, 2)
+    assert found["letter"] == found["frequent"] == 100 and found["letter_used"] == "B"
+
+
+def test_what_just_fits_is_not_cut(tmp_path, processor):
+    problems = load_problems(json_lines(tmp_path / "q.jsonl", *numbered(4)), "train")
+    longest = {stage: found["target"]["max"] for stage, found in check_lengths({"train": problems}, processor).items()}
+    for limit, cut in ((longest["rationale"], 0), (longest["rationale"] - 1, len(problems))):
+        found = check_lengths({"train": problems}, processor, max_target_length=limit)
+        assert found["rationale"]["target_cut"] == cut

@@ -155,3 +155,26 @@ def test_merged_keys_of_yaml_may_be_replaced(tmp_path):
         "sources:\n  a: &a {source: 'embedded:n=4,skills=flower', weight: 2}\n  b: {<<: *a, weight: 1}\n  c: *a\n"
     )
     assert counts(load_problems(path, "train")) == {"a": 8, "b": 4, "c": 8}
+
+
+def test_a_sources_own_options_go_before_the_callers(mixture):
+    train = load_problems(mixture(own={"image_rule": "none"}), "train", image_rule="all")
+    shown = {source_of(record["id"]): bool(record["images"]) for record in train}
+    assert shown == {"made": True, "own": False}
+
+
+def test_a_part_of_a_mixture_is_of_all_its_sources(mixture, tmp_path):
+    """`max_train_samples` draws, the same rows each time, in their order; of a plain source it takes the first."""
+    from mmcot.training.stages.recipe import load_recipe
+    from mmcot.training.stages.run import Run
+
+    def ids(data):
+        settings = [f"data={data}", f"output_dir={tmp_path}", "max_train_samples=9", "eval_split=null"]
+        return Run(load_recipe("embedded", [*settings, "test_split=null", "use_cpu=true"])).problems["train"]["id"][:]
+
+    path = mixture()
+    drawn, whole = ids(path), load_problems(path, "train")["id"][:]
+    assert {source_of(id_) for id_ in drawn} == {"made", "own"} and drawn == ids(path)
+    assert drawn == [id_ for id_ in whole if id_ in drawn] and len(drawn) == 9
+    plain = "embedded:n=12,skills=flower"
+    assert ids(plain) == load_problems(plain, "train")["id"][:9]

@@ -347,3 +347,10 @@ def test_whatever_a_record_holds_it_is_read_or_named(tmp_path):
     list(reading.records(None))
     good = json_lines(tmp_path / "good.jsonl", *(row for place, row in enumerate(rows) if place not in bad))
     assert len(load_problems(good, require_answer=False)) == number
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_choices_in_columns_stand_in_the_order_of_their_numbers(tmp_path, first):
+    columns = {f"option{number}": f"choice {number}" for number in range(first, first + 12)}
+    record = loaded(tmp_path, {"question": "Which?", "answer": 9, **columns})
+    assert record["choices"] == list(columns.values()) and record["choices"][record["answer"]] == f"choice {first + 9}"

@@ -198,3 +198,17 @@ def test_the_writer_keeps_its_own_copy(tmp_path):
         writer.add(["c"], [value[0]])
         value.zero_()
     assert all(FeatureCache.open(tmp_path).get(key).all() for key in "abc")
+
+
+def test_equal_pixels_of_another_shape_are_another_picture():
+    wide, high = (Image.new("RGB", size, "red") for size in ((6, 2), (2, 6)))
+    assert wide.tobytes() == high.tobytes() and image_key(wide) != image_key(high)
+
+
+def test_a_slow_run_writes_before_a_shard_is_full(tmp_path, monkeypatch):
+    """What a killed process leaves is what was written after `FLUSH_SECONDS`."""
+    monkeypatch.setattr("mmcot.training.features.shards.FLUSH_SECONDS", -1)
+    with FeatureWriter(tmp_path, INFO) as writer:
+        for key in "ab":  # the second shard waits for the first
+            writer.add([key], torch.ones(1, 2, 2))
+        assert FeatureCache.open(tmp_path).keys[0] == "a"

@@ -7,9 +7,11 @@ import sys
 import numpy as np
 import pytest
 import torch
-from feature_helpers import in_child, released, resident
+from feature_helpers import in_child, picture_file, released, resident
 
+from mmcot.training.common import UserError
 from mmcot.training.features.cache import problem_keys
+from mmcot.training.features.match import check_features_cover
 from mmcot.training.features.original import import_original
 
 
@@ -109,3 +111,42 @@ def test_import_of_a_large_file_stays_small(tmp_path, suffix):
     size, grown = in_child(import_all)
     assert size == rows and grown < limit
     path.unlink()
+
+
+@pytest.fixture
+def imported(tmp_path):
+    """Features of the questions 899 and 898, and a picture."""
+    path, name_map, _ = released(tmp_path, (3, 100, 256))
+    return import_original(path, name_map, tmp_path / "cache"), str(picture_file(tmp_path / "a.png"))
+
+
+def test_imported_features_are_found_without_the_pictures_files(imported):
+    """`image_rule=none` leaves the files out; the record still says that it has a picture."""
+    cache, picture = imported
+    for problem in ({"id": "899", "images": [], "has_image": True}, {"id": "899", "images": [picture]}):
+        assert problem_keys(problem, cache) == ["id:899"]
+    assert problem_keys({"id": "4", "images": [], "has_image": False}, cache) == []
+    with pytest.raises(UserError, match="lacks the features of a picture of problem 4"):
+        problem_keys({"id": "4", "images": [], "has_image": True}, cache)
+
+
+@pytest.mark.parametrize("changes", [{"id": "train-899"}, {"subject": "geography of Mars"}, {"id": "0899"}])
+def test_imported_features_are_never_another_sources(imported, changes):
+    cache, picture = imported
+    problem = {"id": "899", "images": [picture], "subject": "natural science"}
+    check_features_cover(cache, [problem])
+    with pytest.raises(UserError, match="isn't ScienceQA's"):
+        problem_keys({**problem, **changes}, cache)
+    with pytest.raises(UserError, match="aren't ScienceQA's"):
+        check_features_cover(cache, [problem, {**problem, **changes}])
+
+
+def test_imported_features_of_questions_without_a_picture_are_refused(imported):
+    """Then the ids are another source's, though they look alike."""
+    cache, picture = imported
+    seen, blind = (
+        {"id": "899", "images": [picture], "has_image": True},
+        {"id": "898", "images": [], "has_image": False},
+    )
+    with pytest.raises(UserError, match="has features of a picture for 1 problems .898., which have none here"):
+        check_features_cover(cache, [seen, blind])

@@ -13,13 +13,16 @@ import timm
 import torch
 from feature_helpers import only_this_thread, picture_file, released
 from PIL import Image
-from transformers import DetrConfig, TimmWrapperConfig
+from transformers import DetrConfig, TimmWrapperConfig, ViTConfig, ViTModel
 
 from mmcot.processing.image_processing_mmcot import image_processor_for
 from mmcot.training.commands import features as features_command
+from mmcot.training.common import UserError
 from mmcot.training.features import pictures as picture_batches
+from mmcot.training.features.backbone import weights_fingerprint
 from mmcot.training.features.cache import FeatureCache, image_key, problem_keys
 from mmcot.training.features.extract import extract_features
+from mmcot.training.features.match import check_features_match
 from mmcot.training.features.shards import FeatureWriter
 from mmcot.vision_mmcot import build_vision
 
@@ -229,3 +232,27 @@ def test_importing_the_command_is_cheap():
         "import sys, mmcot.training.features.extract; assert not {'torch', 'numpy', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_features_are_known_by_output_weights_and_preprocessing(pictures, tmp_path):
+    torch.manual_seed(0)
+    vision, processor = tiny_backbone("clip"), image_processor_for("clip")
+    options = {"device": "cpu", "num_workers": 0, "show_progress": False}
+    cache = extract_features(pictures, vision, tmp_path / "cache", image_processor=processor, **options)
+    assert cache.matches(vision, processor) and cache.matches(vision, processor, "last_hidden_state")
+    with pytest.raises(UserError, match="vision_feature: last_hidden_sta.* against pooler_output"):
+        check_features_match(cache, vision, processor, "pooler_output")
+    with pytest.raises(UserError, match="preprocessing size"):
+        check_features_match(cache, vision, image_processor_for(64))
+    torch.nn.init.ones_(next(vision.parameters()))
+    with pytest.raises(UserError, match="weights: "):
+        check_features_match(cache, vision, processor)
+
+
+def test_a_poolers_weights_count_where_it_is_asked():
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    vision = ViTModel(ViTConfig(image_size=32, patch_size=16, **sizes))
+    before = {feature: weights_fingerprint(vision, feature) for feature in ("last_hidden_state", "pooler_output")}
+    torch.nn.init.ones_(vision.pooler.dense.weight)
+    assert weights_fingerprint(vision, "last_hidden_state") == before["last_hidden_state"]
+    assert weights_fingerprint(vision, "pooler_output") != before["pooler_output"]

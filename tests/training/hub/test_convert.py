@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from mmcot import MMCoTForConditionalGeneration, MMCoTModel
+from mmcot import MMCoTForConditionalGeneration, MMCoTModel, MMCoTProcessor
 from mmcot.training.cli import main
 
 
@@ -97,3 +97,19 @@ def test_what_cannot_be_converted_is_said_in_one_line(golden, tmp_path, capsys):
     for message, error in zip(("without a fusion", "no tokenizer", "no config.json", "give OUT"), errors, strict=True):
         assert message in error
     assert not (tmp_path / "out").exists()
+
+
+def test_what_captions_and_formats_the_weights_want_is_kept(golden, tmp_path, small_tokenizer):
+    small_tokenizer.save_pretrained(tmp_path / "tokenizer")
+    arguments = [str(golden["rationale"]), str(tmp_path / "out"), "--answer", str(golden["answer"]), "--use-caption"]
+    arguments += ["--rationale-format", "QCM-LE", "--tokenizer", str(tmp_path / "tokenizer")]
+    assert main(["convert", *arguments]) == 0
+    config = MMCoTModel.from_pretrained(tmp_path / "out").config
+    stages = (config.rationale_config, config.answer_config)
+    assert [(own.stage, own.prompt_format, own.use_caption) for own in stages] == [
+        ("rationale", "QCM-LE", True),
+        ("answer", "QCMG-A", True),
+    ]
+    processor = MMCoTProcessor.from_pretrained(tmp_path / "out")
+    assert processor.use_caption and processor.rationale_format == "QCM-LE"
+    assert "Captions in the context | yes" in (tmp_path / "out" / "README.md").read_text()

@@ -73,3 +73,20 @@ def test_a_damaged_journal_is_named(tmp_path, line):
     (tmp_path / "calls.jsonl").write_text(line + "\n")
     with pytest.raises(UserError, match="calls.jsonl: is damaged: remove it to ask anew"):
         Caller(ScriptedModel(str), tmp_path / "calls.jsonl")
+
+
+def test_another_picture_is_another_call(tmp_path):
+    """Though the words are the same, and the picture lies where the other did."""
+    path = tmp_path / "a.png"
+
+    def look(content):
+        path.write_bytes(content)
+
+        def work():
+            return {"text": (yield Request("What is it?", images=(str(path),))).text}
+
+        model = ScriptedModel(echo)
+        Caller(model, tmp_path / "calls.jsonl").run([("1", work())])
+        return len(model.asked)
+
+    assert [look(content) for content in (b"one", b"other", b"one")] == [1, 1, 0]

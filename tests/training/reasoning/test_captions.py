@@ -11,8 +11,9 @@ from mmcot.training.cli import main
 from mmcot.training.common import UserError
 from mmcot.training.data.embedded.generate import write_scienceqa
 from mmcot.training.data.problems import load_problems
+from mmcot.training.features.image_keys import image_key
 from mmcot.training.reasoning import captions
-from mmcot.training.reasoning.captions import write_captions
+from mmcot.training.reasoning.captions import picture_keys, write_captions
 
 
 def save_captioner(kind, folder, tokenizer):
@@ -150,3 +151,9 @@ def test_what_the_user_has_to_mend(source, two_stage_repository, tmp_path, capsy
     assert main(["caption", "embedded:n=3,skills=tense", *command[2:], "x"]) == 2
     assert "no question has a picture" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_the_questions_first_picture_is_captioned():
+    first, second = b"first", b"second"
+    problems = {"id": ["a", "b", "c"], "images": [[first, second], [second], []], "has_image": [True, False, True]}
+    assert picture_keys(problems) == {"a": (0, image_key(first))}  # b's is of its choices alone

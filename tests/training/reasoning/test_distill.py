@@ -13,6 +13,8 @@ from mmcot.training.data.rationales import read_rationales, with_rationales
 from mmcot.training.evaluation.predictions import read_header
 from mmcot.training.reasoning.distill import distill, mix_by_skill
 from mmcot.training.reasoning.methods import Settings
+from mmcot.training.stages.recipe import load_recipe
+from mmcot.training.stages.run import Run
 
 
 def half_right(request):
@@ -105,3 +107,16 @@ def test_a_multimodal_cot_model_teaches(tmp_path, two_stage_repository, capsys):
     assert "train with rationales=" in capsys.readouterr().out
     kept = read_rationales(tmp_path / "r.jsonl")
     assert 0 < len(kept) < 40
+
+
+def test_a_teachers_rationales_are_for_training_alone(tmp_path):
+    """Validation and test questions stay all there, with the data's own solutions."""
+    source = "embedded:n=8,val=3,test=4,skills=flower"
+    ids = load_problems(source, "train")["id"][:2]
+    lines = [{"header": {}}, *({"id": id_, "split": "train", "rationale": "So."} for id_ in ids)]
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    settings = [f"data={source}", f"rationales={tmp_path / 'r.jsonl'}", f"output_dir={tmp_path}", "use_cpu=true"]
+    problems = Run(load_recipe("embedded", settings)).problems
+    assert problems["train"]["id"][:] == ids and set(problems["train"]["solution"]) == {"So."}
+    for split in ("val", "test"):
+        assert problems[split]["solution"][:] == load_problems(source, split)["solution"][:]

@@ -95,7 +95,7 @@ def test_pictures_go_as_data_urls():
 
 
 def test_letters_are_compared_by_their_log_probabilities():
-    with ScriptedEndpoint([{" (A": -2.0, "B": -0.5, "the": -0.1}]) as server:
+    with ScriptedEndpoint([{" (A": -2.0, "A": -6.0, "B": -0.5, "the": -0.1}]) as server:
         completion = ask(server, Request("q (", letters=("A", "B", "C")))[0]
     assert completion.log_probs == {"A": -2.0, "B": -0.5}
     with ScriptedEndpoint(["B"]) as server, pytest.raises(UserError, match="no log-probabilities"):

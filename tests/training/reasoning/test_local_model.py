@@ -154,3 +154,11 @@ def test_from_the_command_line(tmp_path, tokenizer, method, capsys, monkeypatch)
     assert "protocol: generated" in capsys.readouterr().out
     assert main(["reason", method, *arguments[:-2], "--samples", "0"]) == 2
     assert "--samples 0" in capsys.readouterr().err
+
+
+def test_a_sample_does_not_depend_on_the_questions_beside_it(tmp_path, tokenizer):
+    """The samples of all questions with one number have one seed."""
+    model = load_model(save_model("causal", tmp_path, tokenizer), device="cpu")
+    requests = [Request(prompt, max_new_tokens=6, temperature=1.0, seed=3) for prompt in PROMPTS]
+    together = dict(model.complete(requests))
+    assert [together[i].text for i in range(4)] == [dict(model.complete([one]))[0].text for one in requests]

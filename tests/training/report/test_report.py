@@ -8,8 +8,10 @@ from PIL import Image
 
 from mmcot.training.cli import main
 from mmcot.training.common import MissingFileError, UserError
+from mmcot.training.evaluation.runs import holm
 from mmcot.training.report.build import write_report
 from mmcot.training.report.figures import report_figures
+from mmcot.training.report.page_tables import comparison_table
 from mmcot.training.report.runs import differences, open_run, open_runs
 
 SKILLS = ("maps", "rocks")
@@ -224,3 +226,23 @@ def test_one_answer_is_drawn_small_and_as_valid_svg(two_stage_repository, tmp_pa
     assert len(drawn.getElementsByTagName("image")) == 2 and file.stat().st_size < 60_000
     texts = " ".join(node.firstChild.data for node in drawn.getElementsByTagName("text") if node.firstChild)
     assert "where it looks" in texts and "(A)" in texts and "Answer" in texts
+
+
+def test_the_tables_first_run_is_the_first(source, tmp_path):
+    good = predictions(tmp_path / "good.jsonl", right=lambda i: i < 15)
+    poor = predictions(tmp_path / "poor.jsonl", right=lambda i: i < 10)
+    columns = figures_of(source, good, poor)["tests"]["poor"]["columns"]
+    head, rows = comparison_table({"Avg": columns["Avg"]})
+    row = dict(zip(head, rows[0], strict=True))
+    assert (row["first %"], row["other %"], row["difference"]) == ("75.00", "50.00", "-25.00")
+    assert (row["only first"], row["only other"]) == ("5", "0")
+
+
+def test_several_runs_are_tested_with_holms_correction_and_told_apart_where_they_are_most_divided(source, tmp_path):
+    files = [predictions(tmp_path / f"r{k}.jsonl", right=lambda i, k=k: i not in range(2 * k)) for k in range(5)]
+    found = figures_of(source, *files)
+    p_values = [test["columns"]["Avg"]["p_value"] for test in found["tests"].values()]
+    adjusted = [test["p_holm"] for test in found["tests"].values()]
+    assert adjusted == holm(p_values) and adjusted[-1] == pytest.approx(4 * p_values[-1])  # the smallest
+    right = [sum(answer == item["answer"] for answer in item["answers"].values()) for item in found["differing"]]
+    assert sorted(right[:4]) == [2, 2, 3, 3] and sorted(right[4:]) == [1, 1, 4, 4]

@@ -10,6 +10,7 @@ from transformers import Seq2SeqTrainingArguments
 
 from mmcot.training.stages import training_arguments
 from mmcot.training.stages.arguments import PUSH_KEYS, REFUSED, REFUSED_BY_LENGTH, check_training_keys
+from mmcot.training.stages.build import image_processor_of
 from mmcot.training.stages.recipe import load_recipe, own_keys
 from mmcot.training.stages.recipe_help import own_meanings, transformers_meanings
 from mmcot.training.stages.recipe_values import from_dict
@@ -149,3 +150,19 @@ def test_help_names_every_key_with_its_meaning():
         assert f"\n  {name} (" in text, name
     assert meanings["num_beams"] in text and "num_beams (1)" in text and "learning_rate (5e-05)" in text
     assert set(NAMES) <= set(transformers_meanings())
+
+
+def test_evaluation_decodes_as_use_does(tmp_path):
+    """As long, and by as many beams, as the recipe's predictions; unless its `generation_…` keys say else."""
+    args = training_arguments(recipe("max_new_tokens=7", "num_beams=3"), tmp_path, has_eval=True)
+    assert (args.generation_max_length, args.generation_num_beams) == (8, 3)  # the start token counts
+    other = recipe("max_new_tokens=7", "num_beams=3", "generation_max_length=5", "generation_num_beams=2")
+    args = training_arguments(other, tmp_path, has_eval=True)
+    assert (args.generation_max_length, args.generation_num_beams) == (5, 2)
+
+
+def test_a_fresh_backbones_pictures_have_the_size_that_the_recipe_says():
+    sizes = {"model_type": "vit", "image_size": 64}
+    for size, expected in ((32, 32), (None, 64)):
+        assert dict(image_processor_of(sizes, size).size) == {"height": expected, "width": expected}
+    assert dict(image_processor_of({"model_type": "resnet"}).size) == {"height": 224, "width": 224}
