@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-SOURCE = "ScienceQA folder, JSON Lines, JSON, CSV, parquet, a Hub id, or embedded:… (docs/data.md)"
+SOURCE = "ScienceQA folder, JSON Lines, JSON, CSV, parquet, WebDataset, a Hub id, or embedded:… (docs/data.md)"
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,9 +16,11 @@ from mmcot.training.data.known_layouts import ai2d_files, is_ai2d
 from mmcot.training.data.records import shown
 from mmcot.training.data.splits import split_name
 
-KINDS = ((".parquet",), (".jsonl", ".ndjson"), (".csv", ".tsv"), (".json",))
+SHARDS = (".tar",)  # WebDataset's; the last, for an archive may also hold the pictures alone
+KINDS = ((".parquet",), (".jsonl", ".ndjson"), (".csv", ".tsv"), (".json",), SHARDS)
 SUFFIXES = tuple(suffix for kind in KINDS for suffix in kind)
 NOT_RECORDS = {"captions.json", "pid_splits.json", "dataset_info.json", "dataset_infos.json", "state.json"}
+NOT_RECORDS |= {"sizes.json", "_info.json"}  # of WebDataset
 
 _SPLIT_IN_FILE_NAME = re.compile(r"(?:^|[-_.])(train|val|validation|valid|dev|test)(?:[-_.]|$)")
 _SPLIT_FOLDERS = {"train", "val", "validation", "valid", "dev", "test"}
@@ -77,8 +79,12 @@ def download(name: str, revision: str | None, **kwargs: Any) -> str:
     """The folder of a Hub data set in the cache."""
     from huggingface_hub import snapshot_download
 
+    kwargs |= {"repo_type": "dataset", "revision": revision}
     try:
-        return snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=_HUB_PATTERNS, **kwargs)
+        folder = snapshot_download(name, allow_patterns=_HUB_PATTERNS, **kwargs)
+        if not any(True for kind in KINDS if kind != SHARDS for suffix in kind for _ in _found(Path(folder), suffix)):
+            folder = snapshot_download(name, allow_patterns=["*.tar", "README.md"], **kwargs)
+        return folder
     except Exception as error:  # no network, no such repository, no such revision, no access: one line for all
         reason = str(error).strip().partition("\n")[0]
         raise MissingFileError(f"{name}: no such file or folder, and not to be had from the Hub: {reason}") from error
@@ -105,7 +111,7 @@ def data_files(path: str | Path, config: str | None = None) -> list[DataFile]:
     path = Path(path)
     if path.is_file():
         if path.suffix.lower() not in SUFFIXES:
-            raise UserError(f"{path}: expected a .jsonl, .json, .csv, .tsv or .parquet file, or a folder")
+            raise UserError(f"{path}: expected a .jsonl, .json, .csv, .tsv, .parquet or .tar file, or a folder")
         return [DataFile(path, _split_of(path, path.parent))]
     configs = dict(_configurations(path))
     if config is None and len(configs) > 1:
@@ -148,7 +154,7 @@ def _scan(folder: Path) -> list[DataFile]:
 
 
 def _nothing(folder: Path) -> list[DataFile]:
-    raise UserError(f"{folder}: holds no problems.json, *.parquet, *.jsonl, *.csv or *.json")
+    raise UserError(f"{folder}: holds no problems.json, *.parquet, *.jsonl, *.csv, *.json or *.tar")
 
 
 def _found(folder: Path, suffix: str) -> Iterator[Path]:

@@ -5,7 +5,8 @@ once, and not hours later by a stack trace. Images stay paths or encoded bytes; 
 cache of `datasets` and is built anew when a file of the source changes.
 
 `files.py` finds a source's files, `scienceqa.py`, `tables.py` and `embedded/source.py` read rows, `reading.py` goes
-over them, `records.py` turns a row into a record, `images.py` finds its images, `splits.py` knows the splits.
+over them (`stream.py` without a table), `records.py` turns a row into a record, `images.py` finds its images,
+`splits.py` knows the splits.
 """
 
 import hashlib
@@ -65,6 +66,7 @@ def load_problems(
             - a JSON file: a list of records, an object of records by id, or lists of records by split;
             - a CSV or TSV file with a head. Choices in one cell are a JSON list or `red | blue`;
             - a parquet file with the columns of derek-thomas/ScienceQA or those above;
+            - a WebDataset shard: `000.json` with a record's keys and `000.png` with its picture, and so on;
             - a folder of such files (of one kind), so also the Hub's ImageFolder: `train/metadata.jsonl` beside its
               images; A-OKVQA's `aokvqa_v1p0_*.json` beside COCO's `train2017/`, …; M3CoT's `train.jsonl`, … beside
               `images/`; or AI2D's folder;
@@ -122,7 +124,7 @@ def load_problems(
     try:
         problems = Dataset.from_generator(
             _generate,
-            features=_features(),
+            features=problem_features(),
             gen_kwargs={**arguments, "notes": str(notes)},
             split=NamedSplit(_split_label(split)),
         )
@@ -130,11 +132,12 @@ def load_problems(
         raise (error.__cause__ or error) from None
     if notes.exists():  # also where the table was built before
         for line in json.loads(notes.read_text(encoding="utf-8")):
-            _say_once(path, line)
+            say_once(path, line)
     return problems
 
 
-def _features():
+def problem_features():
+    """The columns of `load_problems`, as `datasets.Features`."""
     from datasets import Features, Image, List, Value
 
     text = Value("string")
@@ -163,7 +166,7 @@ def _split_label(split: str | None) -> str:
 _said: set[tuple[str, str]] = set()
 
 
-def _say_once(source: str, line: str) -> None:
+def say_once(source: str, line: str) -> None:
     """One warning a source and process, though a run loads its splits one by one."""
     if (source, line) not in _said:
         _said.add((source, line))

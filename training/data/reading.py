@@ -101,7 +101,9 @@ class Reading:
         require_answer: bool,
         each_rationale: bool = False,
         made: Sequence[str] | None = None,  # splits of the rows of a source that names none
+        remembers: bool = True,  # ids, to find one that occurs twice; of a stream there are too many
     ):
+        self.remembers = remembers
         self.each_rationale = each_rationale
         self.opened, self.columns = opened, columns
         self.image_rule, self.require_answer, self.made = image_rule, require_answer, made
@@ -154,7 +156,8 @@ class Reading:
         record = checked(raw, self.require_answer, [key for key in unknown if key not in GUESSES])
         if record["id"] in self.ids:
             raise UserError(f"id {shown(record['id'])} occurs twice")
-        self.ids.add(record["id"])
+        if self.remembers:
+            self.ids.add(record["id"])
         images = [] if self.image_rule == "none" else self.opened.images(row, raw, said)
         taken = chosen(images, self.image_rule)
         self.losing += self.image_rule == "original" and len(taken) < len(images)

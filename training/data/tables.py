@@ -1,4 +1,4 @@
-"""Rows of the files that people keep questions in: JSON Lines, JSON, CSV, parquet.
+"""Rows of the files that people keep questions in: JSON Lines, JSON, CSV, parquet, WebDataset's shards.
 
 A row that can't be read is given with its fault, so that all of them can be named at once; a file that can't be read
 at all is an error.
@@ -21,7 +21,7 @@ def read_rows(path: Path, *, spare: bool = False) -> Iterator[Row]:
     """The rows of a file, by its ending.
 
     Args:
-        spare: whether a parquet file without a column `split` needn't be read at all.
+        spare: whether a parquet file without a column `split`, or a shard, needn't be read at all.
     """
     suffix = path.suffix.lower()
     if suffix == ".parquet":
@@ -30,6 +30,8 @@ def read_rows(path: Path, *, spare: bool = False) -> Iterator[Row]:
         yield from _csv_rows(path)
     elif suffix == ".json":
         yield from _json_rows(path)
+    elif suffix == ".tar":
+        yield from () if spare else _shard_rows(path)
     else:
         yield from _json_lines(path)
 
@@ -213,3 +215,67 @@ def _parquet_rows(path: Path, spare: bool) -> Iterator[Row]:
         reason = (str(error).strip() or type(error).__name__).partition("\n")[0]
         where = "not a parquet file" if number == 0 else f"damaged after row {number - 1}"
         raise UserError(f"{path}: {where} ({reason:.200})") from None
+
+
+# -- WebDataset -------------------------------------------------------------------------------------------------------
+
+_PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
+
+
+def _shard_rows(path: Path) -> Iterator[Row]:
+    """A shard of WebDataset, read from front to back: members that lie together and differ in what follows the first
+    dot of their names are one record, `000.json` its keys and `000.png`, or `000.1.png`, `000.2.png`, its pictures."""
+    import tarfile
+
+    key, members = None, {}
+    try:
+        with tarfile.open(path, mode="r|") as shard:
+            for member in shard:
+                if not member.isfile() or Path(member.name).name.startswith("."):
+                    continue
+                folder, _, name = member.name.rpartition("/")
+                stem, _, ending = name.partition(".")
+                if (folder, stem) != key and members:
+                    yield _sample(path, key, members)
+                    members = {}
+                key = folder, stem
+                members[ending] = shard.extractfile(member).read()
+                if len(members[ending]) < member.size:
+                    raise tarfile.ReadError("unexpected end of data")
+        with path.open("rb") as file:  # tarfile takes an archive that ends within a header for a whole one
+            file.seek(-min(512, path.stat().st_size), 2)
+            if file.read().strip(b"\0"):
+                raise tarfile.ReadError("unexpected end of data")
+    except (tarfile.TarError, OSError, EOFError) as error:
+        where = f"damaged behind {'/'.join(filter(None, key))}" if key else "not a tar archive"
+        raise UserError(f"{path}: {where} ({error})") from None
+    if members:
+        yield _sample(path, key, members)
+
+
+def _sample(path: Path, key: tuple[str, str], members: dict[str, bytes]) -> Row:
+    place = f"sample {shown('/'.join(filter(None, key)))}"
+    values, fault, pictures = {}, None, []
+    for ending, content in sorted(members.items()):
+        if Path(f".{ending}").suffix.lower() in _PICTURES or f".{ending}".lower() in _PICTURES:
+            pictures.append({"path": None, "bytes": content})
+        elif ending.lower() != "json":
+            values[ending] = content
+    try:
+        record = json.loads(members["json"].decode("utf-8-sig"))
+        if not isinstance(record, dict):
+            fault = UserError(f"expected a JSON object, found a {type(record).__name__}")
+    except KeyError:
+        fault = UserError("has no .json member with the question")
+    except ValueError as error:
+        fault = UserError(f"not valid JSON ({error})")
+    except RecursionError:
+        fault = UserError("not valid JSON (brackets nest too deep)")
+    if fault is not None:
+        return Row(str(path), place, {}, fault)
+    if pictures:  # the archive's own; names of files that the record was made from lead nowhere
+        record = {name: value for name, value in record.items() if name not in ("images", *ALIASES["images"])}
+        record["images"] = pictures
+    if is_absent(record.get("id")) and all(is_absent(record.get(name)) for name in ALIASES["id"]):
+        record["id"] = f"{path.stem}/{key[1]}"
+    return Row(str(path), place, values | record)

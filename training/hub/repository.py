@@ -69,6 +69,8 @@ def measured_facts(run, results: dict[str, dict], split: str) -> dict:
 
     facts: dict[str, Any] = {"example": None, "blank": results.get(BLANK)}
     facts["sizes"] = {name: (len(some), sum(some["has_image"])) for name, some in run.problems.items()}
+    if run.stream is not None:
+        facts["sizes"]["train"] = None
     if split in run.problems:
         facts["guessing"] = guessing(run.problems[split])
         answers = run.predictions_file("answer", split)
@@ -135,6 +137,8 @@ def dataset_of(recipe: Recipe, problems) -> dict:
 
     splits = {split: some.remove_columns(["images"]) for split, some in problems.items()}
     found = describe_source(recipe.data, splits, license=recipe.data_license, name=recipe.data_name)
+    if recipe.streaming and found["kind"] == "scienceqa" and not recipe.data_name:
+        found["name"] = "questions of ScienceQA (a stream, not counted)"
     known = DATASETS.get(found["kind"], {})
     limitation = f"Trained on {found['name']}; other questions are outside of what was tested."
     return {

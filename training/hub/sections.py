@@ -84,11 +84,14 @@ def baselines(results: Mapping[str, Any], guessing: Mapping[str, float] | None, 
     return ["\n".join(found)] if found else []
 
 
-def data_size(sizes: Mapping[str, tuple[int, int]] | None):
-    """Questions by split, and how many have a picture."""
+def data_size(sizes: Mapping[str, tuple[int, int] | None] | None):
+    """Questions by split, and how many have a picture; None stands for a stream, which nobody counted."""
     if not sizes:
         return []
-    said = ", ".join(f"`{split}` {count:,} ({shown:,} with a picture)" for split, (count, shown) in sizes.items())
+    said = ", ".join(
+        f"`{split}` {'a stream' if size is None else f'{size[0]:,} ({size[1]:,} with a picture)'}"
+        for split, size in sizes.items()
+    )
     return [f"Questions: {said}."]
 
 

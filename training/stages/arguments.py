@@ -78,6 +78,10 @@ def training_arguments(recipe: Recipe, folder: Path, has_eval: bool):
         values.update(eval_strategy="no", load_best_model_at_end=False)
     elif values["eval_strategy"] == "no" and "load_best_model_at_end" not in recipe.training:
         values["load_best_model_at_end"] = False
+    if recipe.streaming:  # batches come in the stream's order, and each process takes its own from the whole of it
+        values["train_sampling_strategy"] = "random"
+        config = {"dispatch_batches": False, **(values.get("accelerator_config") or {})}
+        values["accelerator_config"] = config
     values.setdefault("run_name", Path(recipe.output_dir).absolute().name)
     values.setdefault("generation_max_length", recipe.max_new_tokens + 1)  # the start token counts
     values.setdefault("generation_num_beams", recipe.num_beams)
@@ -116,6 +120,9 @@ def check_training_keys(recipe: Recipe, stages: tuple[str, ...] = STAGES) -> lis
 def _by_length(recipe: Recipe) -> list[str]:
     """Keys that don't go together with batches of like lengths."""
     values = {**TRAINING_DEFAULTS, **recipe.training}
+    if recipe.streaming:
+        asked = recipe.training.get("train_sampling_strategy")
+        return [f"train_sampling_strategy: {asked}: a stream has its own order"] if asked else []
     if values["train_sampling_strategy"] != "group_by_length":
         tokens = "tokens_per_batch: needs train_sampling_strategy: group_by_length"
         return [tokens] if recipe.tokens_per_batch is not None else []

@@ -49,7 +49,8 @@ def train_stage(
     args = training_arguments(recipe, folder, eval_dataset is not None)
     if "logging_steps" not in recipe.training:  # short runs have a training loss too
         batch = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
-        args.logging_steps = max(1, min(args.logging_steps, len(train_dataset) // batch))
+        epoch = args.max_steps if recipe.streaming else len(train_dataset) // batch
+        args.logging_steps = max(1, min(args.logging_steps, epoch))
     checkpoint = _where_to_go_on(folder, args)
     if args.should_save:
         mark_step(folder, identity, finished=False, processes=args.world_size)
@@ -81,7 +82,14 @@ def train_stage(
     trainer.remove_callback(PrinterCallback)
     counts = (parameters, trained_parameters)
     trainer.add_callback(
-        StageProgress(stage, position, train_dataset, counts, one_stage=recipe.one_stage, bars=show_bars(args))
+        StageProgress(
+            stage,
+            position,
+            None if recipe.streaming else train_dataset,
+            counts,
+            one_stage=recipe.one_stage,
+            bars=show_bars(args),
+        )
     )
     group_metrics(trainer, stage, Path(recipe.output_dir))
     with quiet_libraries():

@@ -60,6 +60,8 @@ def training_identity(run, stage: str) -> dict[str, Any]:
     if recipe.vision is not None or recipe.features is not None:
         names += ["vision_feature", "image_size", "freeze_vision", "image_rule", "fusion_num_heads", "fusion_gate"]
         found |= {"vision": _content(recipe.vision), "features": run.features_fingerprint}
+    if recipe.streaming:
+        names += ["streaming", "shuffle_buffer_size", "train_split", "max_train_samples", "columns", "image_rule"]
     found |= {name: getattr(recipe, name) for name in names}
     chooses = chooses_checkpoint(run.recipe, stage)
     if chooses:

@@ -38,6 +38,8 @@ def describe_run(run) -> str:
     recipe, train = run.recipe, run.problems["train"]
     purpose = {"train": "to train on", "val": "to validate on", "test": "to test on"}
     counts = ", ".join(f"{len(problems):,} {purpose[split]}" for split, problems in run.problems.items())
+    if run.stream is not None:
+        counts = counts.replace(purpose["train"], "looked over of a stream to train on")
     written = sum(
         has_rationale(f"{lecture or ''} {solution or ''}")
         for lecture, solution in zip(train["lecture"], train["solution"], strict=True)
@@ -91,7 +93,7 @@ class StageProgress(ProgressCallback):
     Args:
         stage: "rationale" or "answer".
         position: (which, of how many) stages of the run.
-        samples: the training samples, with the columns `length` and `target_length`.
+        samples: the training samples, with the columns `length` and `target_length`; None for a stream.
         parameters: (all, trained) of the network.
         one_stage: the answer stage is the only one, without a rationale in its source.
         bars: whether to show progress bars.
@@ -126,24 +128,29 @@ class StageProgress(ProgressCallback):
             self._take(entry, entry.get("step", 0), entry.get("epoch"), args, state, earlier=True)
 
     def _facts(self, args, state) -> str:
-        sources, targets = (list(map(int, self.samples[name])) for name in ("length", "target_length"))
+        samples = [("samples", "a stream")] if self.samples is None else self._samples()
         total, trained = self.parameters
         frozen = f", {_count(trained)} of them trained" if trained < total else ""
         batch = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
         processes = f" on {args.world_size} processes" if args.world_size > 1 else ""
+        epochs = f", {state.num_train_epochs} epoch{'s' * (state.num_train_epochs != 1)}"
+        if self.samples is None:
+            epochs = ""
+        rows = [
+            *samples,
+            ("parameters", f"{_count(total)}{frozen}"),
+            ("steps", f"{state.max_steps:,} of {batch} samples{processes}{epochs}"),
+            ("precision", "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"),
+        ]
+        return _lines(rows)
+
+    def _samples(self) -> list[tuple[str, str]]:
+        sources, targets = (list(map(int, self.samples[name])) for name in ("length", "target_length"))
         tokens = ", ".join(
             f"{sum(some) / len(some):.0f} {way} (longest {max(some):,})"
             for some, way in ((sources, "in"), (targets, "out"))
         )
-        epochs = f"{state.num_train_epochs} epoch{'s' * (state.num_train_epochs != 1)}"
-        rows = [
-            ("samples", f"{len(sources):,}"),
-            ("tokens a sample", tokens),
-            ("parameters", f"{_count(total)}{frozen}"),
-            ("steps", f"{state.max_steps:,} of {batch} samples{processes}, {epochs}"),
-            ("precision", "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"),
-        ]
-        return _lines(rows)
+        return [("samples", f"{len(sources):,}"), ("tokens a sample", tokens)]
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.training_bar is not None:

@@ -50,6 +50,9 @@ class Recipe:
         train_split: name of the split to train on.
         eval_split: name of the split to evaluate on while training; may be null.
         test_split: name of the split to test on; may be null.
+        streaming: read the training split anew in every pass and keep no table of it, for sources larger than the
+            disk; needs max_steps.
+        shuffle_buffer_size: problems of a stream that are held, of which the next one is drawn; 1: the source's order.
         max_train_samples: train on the first so many problems only; of a mixture on so many from all its sources.
         max_eval_samples: evaluate on so many problems only, likewise.
         max_test_samples: test on so many problems only, likewise.
@@ -108,6 +111,8 @@ class Recipe:
     train_split: str = "train"
     eval_split: str | None = "val"
     test_split: str | None = "test"
+    streaming: bool = False
+    shuffle_buffer_size: int = 1000
     max_train_samples: int | None = None
     max_eval_samples: int | None = None
     max_test_samples: int | None = None

@@ -19,7 +19,7 @@ from mmcot.training.stages.recipe_values import from_dict
 RECIPES = Path(__file__).parents[1] / "recipes"  # a folder a kind; names are unique among all
 OWN_DATA = "own-data"
 _ORDER = {"own-data": 0, "demo": 1, "paper": 2, "ablations": 3}
-DATA_FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+DATA_FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".tar")
 
 
 def recipe_files() -> dict[str, Path]:

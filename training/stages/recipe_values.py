@@ -38,7 +38,7 @@ LEAST_ONE |= {"dataloader_prefetch_factor", "torch_empty_cache_steps"}
 LEAST_ZERO = {"learning_rate", "weight_decay", "warmup_steps", "max_grad_norm", "adam_epsilon", "adam_beta1"}
 LEAST_ZERO |= {"adam_beta2", "label_smoothing_factor", "neftune_noise_alpha", "dataloader_num_workers", "eval_delay"}
 LEAST_ZERO |= {"seed", "data_seed"}
-LEAST_ONE |= {"fusion_num_heads", "dropout_passes"}
+LEAST_ONE |= {"fusion_num_heads", "dropout_passes", "shuffle_buffer_size"}
 LEAST = {"cross_fit": 2} | dict.fromkeys(LEAST_ONE, 1) | dict.fromkeys(LEAST_ZERO, 0)
 ABOVE_ZERO = {"position_bias_lr", "num_train_epochs", "save_steps", "eval_steps", "logging_steps"}
 MOST = {"label_smoothing_factor": 1, "adam_beta1": 1, "adam_beta2": 1, "seed": 2**32 - 1, "data_seed": 2**32 - 1}
@@ -74,6 +74,9 @@ def from_dict(values: dict[str, Any]) -> Recipe:
 
 def _check_together(recipe: Recipe) -> None:
     from mmcot.processing.prompts_mmcot import OUTPUT_FORMATS, ProblemError, reads_rationale, split_format
+    from mmcot.training.stages.streaming import check_streaming
+
+    check_streaming(recipe)
 
     if recipe.image_size is not None and isinstance(recipe.vision, str):
         raise UserError(

@@ -15,7 +15,7 @@ from mmcot.training.common import ExistingFileError, MissingFileError
 from mmcot.training.stages.fingerprints import UNKNOWN, features_fingerprint
 from mmcot.training.stages.identity import predictions_identity, training_identity
 from mmcot.training.stages.manifest import changes, mark_step, read_manifest, step_is_done
-from mmcot.training.stages.recipe import Recipe
+from mmcot.training.stages.recipe import TRAINING_DEFAULTS, Recipe
 from mmcot.training.stages.shared_folder import check_shared, remove_stale, start_processes
 
 logger = logging.get_logger("mmcot")
@@ -29,6 +29,7 @@ class Run:
     Attributes:
         recipe: what to do.
         folder: `output_dir`.
+        stream: with `streaming`, the training problems; `problems["train"]` are the first of them, for a look.
         state: accelerate's `PartialState`.
         problems: split ("train", "val", "test") → problem records; only the splits that the recipe names. Given at the
             start, they are taken as they are.
@@ -40,6 +41,7 @@ class Run:
         self.state = start_processes(recipe)
         self._networks: dict[str, Any] = {}
         self._fingerprints: dict[str, str] = {}
+        self.stream = None
         if problems is not None:
             self.problems = problems
             return
@@ -59,6 +61,11 @@ class Run:
         from mmcot.training.data.rationales import read_rationales, with_rationales
 
         recipe = self.recipe
+        if split == "train" and recipe.streaming:
+            from mmcot.training.stages.streaming import first_problems, open_stream
+
+            self.stream = open_stream(recipe)
+            return first_problems(self.stream)
         options = {key: getattr(recipe, key) for key in ("image_rule", "columns", "allow_urls", "allow_outside")}
         problems = load_problems(recipe.data, name, **options)
         if limit is not None and limit < len(problems):
@@ -143,6 +150,10 @@ class Run:
         from mmcot.training.data.fingerprint import content_fingerprint
         from mmcot.training.stages.fingerprints import CONTENT
 
+        if split == "train" and self.stream is not None:
+            from mmcot.training.data.stream import stream_stamp
+
+            self._fingerprints[split] = f"stream {stream_stamp(self.recipe.data)}"
         if split not in self._fingerprints:
             reads = self.recipe.vision is not None or self.recipe.features is not None
             self._fingerprints[split] = CONTENT + content_fingerprint(self.questions(split), images=reads)
@@ -178,6 +189,19 @@ class Run:
 
     def training_samples(self, stage: str):
         """Those of the training split; of both stages for shared weights."""
+        if self.stream is not None:
+            from mmcot.training.stages.streaming import streamed_samples
+
+            return streamed_samples(
+                self.stream,
+                self.processor,
+                stage,
+                rationales=self.recipe.gold_rationales,
+                max_target_length=self.recipe.for_stage(stage).max_target_length,
+                features=self.features,
+                buffer_size=self.recipe.shuffle_buffer_size,
+                seed={**TRAINING_DEFAULTS, **self.recipe.training}["seed"],
+            )
         rationales = None
         if self.recipe.cross_fit is not None and stage == "answer":
             from mmcot.training.stages.cross_fit import cross_fitted_rationales
@@ -223,7 +247,6 @@ class Run:
 
         from mmcot.training.stages.build import build_stage_model
         from mmcot.training.stages.fit import train_stage
-        from mmcot.training.stages.recipe import TRAINING_DEFAULTS
 
         if self.is_trained(stage):
             logger.info(f"{self.folder / stage}: was trained before")

@@ -49,28 +49,7 @@ def stage_dataset(
         missing = [id_ for id_ in problems["id"] if id_ not in rationales]
         if missing:
             raise UserError(f"{len(missing)} of {len(problems)} problems have no rationale, the first: {missing[0]}")
-
-    def rationale_of(problem: dict[str, Any]) -> str | None:
-        if isinstance(rationales, dict):
-            return rationales[problem["id"]]
-        if stage == "rationale" or rationales == "lecture_and_solution" or processor.rationale_format is None:
-            return None  # the prompt takes the problem's own
-        return build_prompt(problem, processor.rationale_format)[1]
-
-    def encode(problem: dict[str, Any]) -> dict[str, Any]:
-        try:
-            sample = processor.encode(problem, stage, rationale=rationale_of(problem), target=True)
-        except ValueError as error:  # told of all problems at once
-            sample = {"input_ids": [], "labels": [], "fault": str(error)}
-        labels = sample["labels"]
-        if max_target_length is not None and len(labels) > max_target_length:
-            labels = [*labels[: max_target_length - 1], labels[-1]]
-        row = {"input_ids": sample["input_ids"], "labels": labels, "fault": sample.get("fault", "")}
-        row.update(length=len(row["input_ids"]), target_length=len(labels))
-        if features is not None:
-            row["image_keys"] = problem_keys(problem, features)
-        return row
-
+    encode = sample_encoder(processor, stage, rationales, max_target_length, features)
     settings = (
         "without images",  # renews what an earlier version has cached
         stage,
@@ -102,6 +81,34 @@ def stage_dataset(
         raise UserError(f"{stage} stage: {first}{shown}{more}")
     # side by side: the one table has the pictures, the other the tokens
     return concatenate_datasets([samples.remove_columns("fault"), problems.select_columns("images")], axis=1)
+
+
+def sample_encoder(processor, stage: str, rationales, max_target_length: int | None, features=None):
+    """What makes a sample's columns, but `id` and `images`, of a problem; arguments as in `stage_dataset`. A problem
+    that can't be made one has the reason in `fault`, which is empty otherwise."""
+
+    def rationale_of(problem: dict[str, Any]) -> str | None:
+        if isinstance(rationales, dict):
+            return rationales[problem["id"]]
+        if stage == "rationale" or rationales == "lecture_and_solution" or processor.rationale_format is None:
+            return None  # the prompt takes the problem's own
+        return build_prompt(problem, processor.rationale_format)[1]
+
+    def encode(problem: dict[str, Any]) -> dict[str, Any]:
+        try:
+            sample = processor.encode(problem, stage, rationale=rationale_of(problem), target=True)
+        except ValueError as error:  # told of all problems at once
+            sample = {"input_ids": [], "labels": [], "fault": str(error)}
+        labels = sample["labels"]
+        if max_target_length is not None and len(labels) > max_target_length:
+            labels = [*labels[: max_target_length - 1], labels[-1]]
+        row = {"input_ids": sample["input_ids"], "labels": labels, "fault": sample.get("fault", "")}
+        row.update(length=len(row["input_ids"]), target_length=len(labels))
+        if features is not None:
+            row["image_keys"] = problem_keys(problem, features)
+        return row
+
+    return encode
 
 
 class StageCollator:

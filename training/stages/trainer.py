@@ -99,6 +99,8 @@ class StageTrainer(Seq2SeqTrainer):
 
     def _ids_of(self, inputs) -> list[str]:
         """Ids of the problems in a batch, known again by their tokens: batches themselves carry no text."""
+        if isinstance(self.train_dataset, torch.utils.data.IterableDataset):
+            return ["of this batch"]  # which a stream doesn't give twice
         pad, ids = self.processing_class.tokenizer.pad_token_id, []
         wanted = {tuple(token for token in row if token != pad) for row in inputs["input_ids"].tolist()}
         columns = (self.train_dataset[name] for name in ("id", "input_ids"))

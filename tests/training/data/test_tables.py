@@ -1,7 +1,9 @@
 """CSV, TSV, JSON lists and objects, parquet: the same records from each."""
 
 import csv
+import io
 import json
+import tarfile
 
 import pandas as pd
 import pytest
@@ -144,3 +146,53 @@ def test_files_of_another_kind_are_left_out_with_a_word(tmp_path, caplog):
         csv.writer(file).writerows([["question", "choices", "answer"], ["Which?", "a | b", "0"]])
     assert len(load_problems(tmp_path / "all")) == 1
     assert "reads *.jsonl; 1 other files are left out (*.csv)" in caplog.text
+
+
+# --- WebDataset ---
+
+
+def shard(path, **members: bytes | dict):
+    """A shard; double underscores in names stand for dots."""
+    with tarfile.open(path, "w") as archive:
+        for name, content in members.items():
+            data = json.dumps(content).encode() if isinstance(content, dict) else content
+            member = tarfile.TarInfo(name.replace("__", "."))
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+def test_a_webdataset_shard_is_read_with_its_pictures(tmp_path):
+    red, blue = picture(color="red"), picture(color="blue")
+    tmp_path = tmp_path / "shards"
+    tmp_path.mkdir()
+    shard(tmp_path / "train-0000.tar", a1__json=problem(image="gone.png"), a1__png=red, a2__json=problem(answer=0))
+    shard(tmp_path / "train-0001.tar", b1__2__png=blue, b1__1__png=red, b1__json=problem(id="own"))
+    shard(tmp_path / "test-0000.tar", c1__json=problem(), c1__jpg=red)
+    one, two, three = load_problems(tmp_path, "train")
+    assert [[image["bytes"] for image in row["images"]] for row in (one, two, three)] == [[red], [], [red, blue]]
+    assert [row["id"] for row in (one, two, three)] == ["train-0000/a1", "train-0000/a2", "own"]
+    assert [row["answer"] for row in (one, two, three)] == [1, 0, 1] and one["has_image"]
+    assert len(load_problems(tmp_path, "test")) == 1
+
+
+def test_a_shards_samples_and_damage_are_named(tmp_path):
+    bad = {"a1__json": b"{", "a2__json": problem(answer=9), "a3__png": picture()}
+    with pytest.raises(UserError) as caught:
+        load_problems(shard(tmp_path / "train.tar", **bad), "train")
+    for part in ("sample 'a1'", "not valid JSON", "sample 'a2'", "answer", "sample 'a3'", "no .json member"):
+        assert part in str(caught.value)
+    whole = shard(tmp_path / "train.tar", a1__json=problem(), a1__png=b"x" * 4096).read_bytes()
+    for end in (700, 1500, 3000):
+        (tmp_path / "train.tar").write_bytes(whole[:end])
+        with pytest.raises(UserError, match=r"train\.tar: (damaged|not a tar)"):
+            load_problems(tmp_path / "train.tar", "train")
+    (tmp_path / "train.tar").write_bytes(b"<html>" * 200)
+    with pytest.raises(UserError, match=r"train\.tar: not a tar archive"):
+        load_problems(tmp_path / "train.tar", "train")
+
+
+def test_an_archive_of_pictures_beside_records_is_no_shard(tmp_path):
+    json_lines(tmp_path / "train.jsonl", problem())
+    shard(tmp_path / "images.tar", a__png=picture())
+    assert len(load_problems(tmp_path, "train")) == 1

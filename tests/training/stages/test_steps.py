@@ -114,8 +114,8 @@ def test_a_damaged_manifest_is_one_line_with_the_remedy(run, content):
         run_recipe(recipe(run))
 
 
-def interrupted(monkeypatch, folder, step, *overrides):
-    """A run that is stopped in a stage's training after a step."""
+def interrupted(monkeypatch, folder, step, *overrides, make=recipe):
+    """A run that is stopped in a stage's training after a step; `make` gives its recipe."""
 
     class Stop(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
@@ -126,7 +126,7 @@ def interrupted(monkeypatch, folder, step, *overrides):
     with monkeypatch.context() as patch:
         patch.setattr(fit, "train_stage", lambda *args, **kwargs: whole(*args, **kwargs, callbacks=[Stop()]))
         with pytest.raises(KeyboardInterrupt):
-            run_recipe(recipe(folder, "stages=rationale", *overrides))
+            run_recipe(make(folder, "stages=rationale", *overrides))
 
 
 def cut(path):

@@ -1,0 +1,92 @@
+"""Problem records read anew in every pass, of which nothing is kept: for sources larger than a disk's cache."""
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mmcot.training.common import UserError
+from mmcot.training.data.files import locate, source_stamp
+from mmcot.training.data.images import IMAGE_RULES
+from mmcot.training.data.keys import check_columns
+from mmcot.training.data.mixture import is_mixture
+from mmcot.training.data.reading import Reading, open_source
+from mmcot.training.data.records import shown
+from mmcot.training.data.splits import split_members, split_name
+
+NOTED = 500  # records after which it is said which of their keys aren't read
+
+
+def stream_problems(
+    source: str | os.PathLike,
+    split: str,
+    *,
+    image_rule: str = "all",
+    columns: Mapping[str, str | list[str]] | None = None,
+    allow_urls: bool = False,
+    allow_outside: bool = False,
+):
+    """The records of a split as a `datasets.IterableDataset`, with the columns and arguments of `load_problems`.
+
+    A bad record stops the pass that comes to it. Ids aren't compared: that would take memory for all of them.
+
+    Raises:
+        MissingFileError: no such source.
+        UserError: several sources at once. While it is read: a bad record, named by file and line; a record that says
+            no split, for splits can be made only of a source that is read whole; no record of the split.
+    """
+    from datasets import IterableDataset
+
+    from mmcot.training.data.problems import problem_features
+
+    if is_mixture(source):
+        raise UserError(f"{source}: several sources aren't streamed: stream one, or leave streaming out")
+    if image_rule not in IMAGE_RULES:
+        raise UserError(f"image_rule is {shown(image_rule)}; it must be one of {', '.join(IMAGE_RULES)}")
+    path, config = locate(source)
+    arguments = {
+        "source": path,
+        "config": config,
+        "split": split_name(split),
+        "image_rule": image_rule,
+        "columns": check_columns(columns),
+        "leave": {"urls": bool(allow_urls), "outside": bool(allow_outside)},
+    }
+    return IterableDataset.from_generator(_records, features=problem_features(), gen_kwargs={"arguments": [arguments]})
+
+
+def stream_stamp(source: str | os.PathLike) -> str:
+    """Another one whenever a file of the source was written: what a stream can be known by without reading it."""
+    return source_stamp(*locate(source))
+
+
+def _records(arguments: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The good records; a list of one, since `datasets` shares the lists among its workers."""
+    for given in arguments:
+        source, split, leave = given["source"], given["split"], given["leave"]
+        opened = open_source(source, given["config"], split, given["image_rule"], given["columns"], **leave)
+        reading = Reading(opened, given["columns"], given["image_rule"], True, remembers=False)
+        wanted, found = None if opened.selected else split_members(split), False
+        for own, records, _ in _until_fault(reading, wanted, source):
+            if wanted is None or own in wanted:
+                found = True
+                yield from records
+            elif own is None:
+                raise UserError(
+                    f"{source}: its records don't say their split, which streaming needs: make a file a split"
+                )
+        if not found:
+            raise UserError(f"{source}: has no problems of split {split!r}")
+
+
+def _until_fault(reading: Reading, wanted: tuple[str, ...] | None, source: str) -> Iterator[tuple]:
+    """The pass, which the first bad record ends: `Reading` keeps them for a message at the end, which is far off. So
+    with what is to be said of the source."""
+    from mmcot.training.data.problems import say_once
+
+    for count, found in enumerate(reading.records(wanted)):
+        reading.faults.raise_any()
+        if count == NOTED:
+            for line in reading.notes(None):
+                say_once(source, f"{os.path.basename(source)}: {line}")
+        yield found
+    reading.raise_faults(source)
