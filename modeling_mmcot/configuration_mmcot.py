@@ -1,5 +1,6 @@
-"""Configurations of one stage (`MMCoTConfig`) and of both stages together (`MMCoTTwoStageConfig`)."""
+"""Configurations of one stage (`MMCoTConfig`), both stages (`MMCoTTwoStageConfig`), and several vision backbones."""
 
+from dataclasses import field
 from typing import Any, ClassVar
 
 from .errors_mmcot import ModelError  # first, as it says so if transformers is too old to have the names below
@@ -23,6 +24,8 @@ def as_vision_config(config: dict | PreTrainedConfig) -> PreTrainedConfig:
     if isinstance(config, dict):
         values = dict(config)
         model_type = values.pop("model_type", None)
+        if model_type == MMCoTBackbonesConfig.model_type:
+            return MMCoTBackbonesConfig(**values)
         if model_type not in CONFIG_MAPPING:
             raise ModelError(f"vision_config has model_type {model_type!r}, not one such as 'detr' or 'timm_wrapper'")
         config = AutoConfig.for_model(model_type, **values)
@@ -152,4 +155,46 @@ class MMCoTTwoStageConfig(PreTrainedConfig):
         return self.rationale_config
 
 
-__all__ = ["MMCoTConfig", "MMCoTTwoStageConfig", "as_vision_config"]
+class MMCoTBackbonesConfig(PreTrainedConfig):
+    r"""Configuration of several vision backbones that read the same pixels: a `vision_config` of `MMCoTConfig`.
+
+    Args:
+        backbones: their configurations, two or more.
+        vision_features: the output of each that is used; `"last_hidden_state"` by default.
+        pixel_scales, pixel_shifts: for each backbone three numbers, which make `pixel * scale + shift` its own pixels
+            of the shared ones; by default 1 and 0.
+        image_sizes: for each backbone the [height, width] that it needs, or None; other pixels are resized to it.
+        hidden_size: sum of the features' widths; set when the networks are built.
+    """
+
+    model_type = "mmcot_backbones"
+
+    backbones: list = field(default_factory=list)
+    vision_features: list[str] = field(default_factory=list)
+    pixel_scales: list[list[float]] = field(default_factory=list)
+    pixel_shifts: list[list[float]] = field(default_factory=list)
+    image_sizes: list = field(default_factory=list)
+    hidden_size: int | None = None
+
+    def __post_init__(self, **kwargs):
+        self.backbones = [as_vision_config(config) for config in self.backbones]
+        count = len(self.backbones)
+        defaults = {"vision_features": "last_hidden_state", "pixel_scales": [1.0] * 3, "pixel_shifts": [0.0] * 3}
+        for name, value in {**defaults, "image_sizes": None}.items():
+            if not getattr(self, name):
+                setattr(self, name, [value] * count)
+            if len(getattr(self, name)) != count:
+                raise ModelError(f"{name} are {len(getattr(self, name))}, but there are {count} backbones")
+        super().__post_init__(**kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As inherited, which leaves configurations in a list as they are; without where they were loaded from."""
+        values = super().to_dict()
+        values["backbones"] = [config.to_dict() for config in self.backbones]
+        for backbone in values["backbones"]:
+            backbone.pop("_name_or_path", None)
+            backbone.pop("transformers_version", None)
+        return values
+
+
+__all__ = ["MMCoTBackbonesConfig", "MMCoTConfig", "MMCoTTwoStageConfig", "as_vision_config"]

@@ -9,13 +9,18 @@ from torch import Tensor
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from .configuration_mmcot import as_vision_config
+from .configuration_mmcot import MMCoTBackbonesConfig, as_vision_config
 from .errors_mmcot import ModelError
 
 
 def build_vision(config: dict | PreTrainedConfig) -> PreTrainedModel:
     """The backbone with fresh weights. Never downloads."""
-    return check_vision(AutoModel.from_config(as_vision_config(config)))
+    config = as_vision_config(config)
+    if config.model_type == MMCoTBackbonesConfig.model_type:
+        from .backbones_mmcot import MMCoTBackbones  # which needs this file
+
+        return MMCoTBackbones(config)
+    return check_vision(AutoModel.from_config(config))
 
 
 def check_vision(vision: PreTrainedModel) -> PreTrainedModel:

@@ -2,6 +2,7 @@
 
   mmcot features data/scienceqa --backbone detr --output features/detr
   accelerate launch -m mmcot.training.cli features data/scienceqa --backbone vit --output features/vit
+  mmcot features data/scienceqa --backbone vit --backbone facebook/dinov2-base --output features/two
   mmcot features --import-original vit.pth --name-map name_map.json --output features/vit
 
 A backbone goes over the pictures of any problem source, or of a folder, into a cache; --import-original puts the
@@ -17,7 +18,11 @@ from mmcot.training.features.extract import DTYPES, extract_features
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", nargs="?", help=f"{SOURCE}; or a folder of pictures")
-    parser.add_argument("--backbone", help="detr, vit, clip, resnet, or an image model: its folder or Hub id")
+    parser.add_argument(
+        "--backbone",
+        action="append",
+        help="detr, vit, clip, resnet, or an image model: its folder or Hub id; several join their features",
+    )
     parser.add_argument("--output", required=True, metavar="DIR", help="the cache's folder; filled up if it exists")
     parser.add_argument("--split", help="only this split of the source")
     parser.add_argument(
@@ -38,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
     if args.import_original:
         if not args.name_map:
             raise UserError("--import-original needs --name-map, the name_map.json that comes with the features")
+        if len(args.backbone or ()) > 1:
+            raise UserError("--import-original takes one --backbone: each of the released files is of one")
         if args.source:
             raise UserError("--import-original takes no SOURCE: the released features come without their pictures")
         from mmcot.training.features.original import import_original
@@ -46,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
             args.import_original,
             args.name_map,
             args.output,
-            backbone=args.backbone,
+            backbone=args.backbone[0] if args.backbone else None,
             checkpoint=args.checkpoint,
             dtype=args.dtype,
         )
@@ -57,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
             raise UserError("--checkpoint goes with --import-original")
         cache = extract_features(
             args.source,
-            args.backbone,
+            args.backbone if len(args.backbone) > 1 else args.backbone[0],
             args.output,
             split=args.split,
             image_rule=args.image_rule,

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from transformers import MODEL_MAPPING, AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel
 
+from mmcot.backbones_mmcot import MMCoTBackbones
 from mmcot.processing.image_processing_mmcot import MMCoTImageProcessor, image_processor_for
 from mmcot.training.common import MissingFileError, UserError
+from mmcot.training.features.joined import join_vision, joined_fingerprint
 from mmcot.training.features.presets import VISION_PRESETS
 from mmcot.vision_mmcot import check_vision
 
@@ -36,15 +38,20 @@ def load_backbone(backbone, image_processor=None, vision_feature: str | None = N
 
     Args:
         backbone: "detr", "vit", "clip" or "resnet", the paper's, from the Hub; another image model in a folder or on
-            the Hub (of a CLIP- or SigLIP-like one its vision tower is taken); or a model.
+            the Hub (of a CLIP- or SigLIP-like one its vision tower is taken); a model; or a list of such names, which
+            become one backbone that reads the pixels of the first one's image processor.
         image_processor: needed with a model, else in place of the backbone's own; of the paper's backbones the
             original's.
-        vision_feature: `last_hidden_state` or `pooler_output`; the preset's, or the former.
+        vision_feature: `last_hidden_state` or `pooler_output`; the preset's, or the former. Each of several keeps its
+            own.
 
     Raises:
         MissingFileError: there is no such model, or it can't be fetched.
-        UserError: it is no image model, its weights are incomplete, or it comes with code of its own.
+        UserError: it is no image model, its weights are incomplete, or it comes with code of its own; several can't
+            share pixels.
     """
+    if isinstance(backbone, list | tuple):
+        return _load_several(list(backbone), image_processor, vision_feature)
     feature = vision_feature or "last_hidden_state"
     if isinstance(backbone, str) and backbone in VISION_PRESETS:
         name, preset = backbone, VISION_PRESETS[backbone]
@@ -71,6 +78,26 @@ def load_backbone(backbone, image_processor=None, vision_feature: str | None = N
     return Backbone(vision, image_processor, info)
 
 
+def _load_several(names: list, image_processor, vision_feature: str | None) -> Backbone:
+    if len(names) < 2:
+        raise UserError(f"a list of backbones names two or more, not {names}")
+    if vision_feature is not None:
+        raise UserError(f"vision_feature {vision_feature}: each of several backbones keeps its own; leave it out")
+    parts = [load_backbone(name) for name in names]
+    processors = [part.image_processor for part in parts]
+    if image_processor is not None:
+        processors[0] = image_processor
+    known, features = ([part.info[name] for part in parts] for name in ("backbone", "vision_feature"))
+    vision = join_vision([part.vision for part in parts], known, processors, features)
+    info = {
+        "backbone": " + ".join(known),
+        "vision_feature": "last_hidden_state",
+        "weights": weights_fingerprint(vision),
+        "preprocessing": preprocessing_of(processors[0]),
+    }
+    return Backbone(vision, processors[0], info)
+
+
 def load_image_processor(place: str):
     """The image processor that lies beside a backbone; never runs code from there.
 
@@ -91,6 +118,9 @@ def load_image_processor(place: str):
 
 def weights_fingerprint(vision: PreTrainedModel, vision_feature: str = "last_hidden_state") -> str:
     """A hash of the weights that decide the features: without a pooler that isn't asked, which may be random."""
+    if isinstance(vision, MMCoTBackbones):
+        pairs = zip(vision.backbones, vision.config.vision_features, strict=True)
+        return joined_fingerprint(vision, [weights_fingerprint(*pair) for pair in pairs])
     digest = hashlib.blake2b(digest_size=16)
     for name, value in sorted(vision.state_dict().items()):
         if vision_feature == "pooler_output" or not _is_pooler(name):

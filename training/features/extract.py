@@ -41,7 +41,7 @@ def extract_features(
         problems: problem records, a source of them as `load_problems` takes it, or a folder that is searched for image
             files.
         backbone: "detr", "vit", "clip" or "resnet", the paper's; another image model in a folder or on the Hub, with
-            its image processor's configuration; or a model. See `load_backbone`.
+            its image processor's configuration; a list of such names; or a model. See `load_backbone`.
         out: the cache's folder.
         image_processor: needed with a model, else in place of the backbone's own.
         vision_feature: output of the backbone to keep, `last_hidden_state` or `pooler_output`; the preset's, or the

@@ -16,7 +16,7 @@ def check_features_match(cache: FeatureCache, vision, image_processor=None, visi
     version of the package, are known by their backbone's name and their width only, so that only these are compared.
 
     Args:
-        vision: the backbone, as `load_backbone` takes it: a preset, folder, Hub id or model.
+        vision: the backbone, as `load_backbone` takes it: a preset, folder, Hub id, a list of them, or a model.
         image_processor: the one that the model is published with; by default the backbone's own.
         vision_feature: the output that is used; by default the preset's, or `last_hidden_state`.
 
@@ -35,7 +35,7 @@ def check_features_match(cache: FeatureCache, vision, image_processor=None, visi
 def differences(cache: FeatureCache, vision, image_processor=None, vision_feature: str | None = None) -> list[str]:
     """What differs, each as "name: cache's against the backbone's"; empty where all that is known agrees."""
     info = cache.info
-    if isinstance(vision, dict):
+    if isinstance(vision, dict) or (isinstance(vision, list) and any(isinstance(one, dict) for one in vision)):
         return [f"weights: {info['backbone']}'s against fresh ones (vision is a configuration, without weights)"]
     if "weights" not in info:
         return _known_differences(info, vision, image_processor, vision_feature)
@@ -71,12 +71,14 @@ def _known_differences(info: dict, vision, image_processor, vision_feature: str 
 def _width(vision, image_processor, vision_feature: str | None) -> int:
     from mmcot.vision_mmcot import vision_feature_size
 
-    if isinstance(vision, str):
+    if isinstance(vision, str | list):
         vision = load_backbone(vision, image_processor, vision_feature).vision
     return vision_feature_size(vision, vision_feature or "last_hidden_state")
 
 
 def _name(vision) -> str:
+    if isinstance(vision, list):
+        return f"[{', '.join(vision)}]"
     return vision if isinstance(vision, str) else type(vision).__name__
 
 

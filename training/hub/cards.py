@@ -103,7 +103,9 @@ def config_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     backbone, width = config.get("vision_config"), rationale.get("image_feature_size")
     vision = None
     if backbone:
-        vision = backbone.get("architecture") or backbone.get("model_type")  # timm's name, where it is a timm model
+        # timm's name, where it is a timm model
+        names = [one.get("architecture") or one.get("model_type") for one in backbone.get("backbones") or [backbone]]
+        vision = " + ".join(names)
     elif width:
         vision = f"features of width {width}, given from outside"
     return {

@@ -23,7 +23,8 @@ LOOKED_THROUGH = 200  # questions among which an example is chosen
 def requirements_of(config: Mapping[str, Any]) -> list[str]:
     """What a repository's code needs, with this package's own lower bounds; timm only for a timm backbone."""
     backbone = config.get("vision_config") or {}
-    names = (*NEEDED, "timm") if backbone.get("model_type") == "timm_wrapper" else NEEDED
+    kinds = {one.get("model_type") for one in (backbone, *(backbone.get("backbones") or ()))}
+    names = (*NEEDED, "timm") if "timm_wrapper" in kinds else NEEDED
     bounds = {re.match(r"[\w-]+", line)[0]: line for line in importlib.metadata.requires("mmcot") or ()}  # type: ignore
     return [bounds.get(name, name) for name in names]
 

@@ -7,9 +7,14 @@ INK, GREY, GREEN, RED, RULE = (30, 30, 34), (120, 120, 128), (20, 120, 60), (180
 
 
 def has_patch_grid(model) -> bool:
-    """Whether the patches are places in the picture; DETR's are object queries."""
+    """Whether the patches are places in the picture: DETR's are object queries, several backbones have a grid each."""
     config = getattr(model.config, "vision_config", None)
-    return config is not None and config.model_type not in ("detr", "conditional_detr", "rt_detr")
+    return config is not None and config.model_type not in (
+        "detr",
+        "conditional_detr",
+        "rt_detr",
+        "mmcot_backbones",
+    )
 
 
 def attention_grid(attention):

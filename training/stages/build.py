@@ -59,10 +59,13 @@ def tokenizer_from_file(path: str | Path):
     )
 
 
-def image_processor_of(vision: str | dict | None, image_size: int | None = None):
-    """The image processor of a recipe's `vision`: a preset's, a checkpoint's, or one that squeezes to `image_size`."""
+def image_processor_of(vision: str | dict | list | None, image_size: int | None = None):
+    """The image processor of a recipe's `vision`: a preset's, a checkpoint's, or one that squeezes to `image_size`; of
+    several backbones the first one's."""
     if vision is None:
         return None
+    if isinstance(vision, list):
+        vision = vision[0]
     from mmcot.processing import image_processor_for
     from mmcot.training.features.presets import VISION_PRESETS
 
@@ -127,18 +130,23 @@ def vision_of(recipe: Recipe):
     """Configuration, pretrained backbone (None if fresh) and feature of a recipe's vision; Nones without."""
     if recipe.vision is None:
         return None, None, "last_hidden_state"
-    if isinstance(recipe.vision, dict):
+    if recipe.fresh_vision:
         from transformers import AutoConfig
 
-        values = dict(recipe.vision)
-        config = AutoConfig.for_model(values.pop("model_type", "vit"), **values)
+        from mmcot.configuration_mmcot import MMCoTBackbonesConfig
+
+        configs = [AutoConfig.for_model(**{"model_type": "vit"} | values) for values in recipe.backbones]
+        config = configs[0]
+        if len(configs) > 1:
+            sides = [getattr(config, "image_size", None) for config in configs]
+            config = MMCoTBackbonesConfig(backbones=configs, image_sizes=[side and [side, side] for side in sides])
         return config, None, recipe.vision_feature or "last_hidden_state"
     config, vision, feature = load_vision(recipe.vision)
     return config, vision, recipe.vision_feature or feature
 
 
-def load_vision(vision: str):
-    """Configuration, pretrained backbone and feature of a preset or checkpoint."""
+def load_vision(vision: str | list[str]):
+    """Configuration, pretrained backbone and feature of a preset or checkpoint, or of several."""
     from mmcot.training.features.backbone import load_backbone
 
     backbone = load_backbone(vision)

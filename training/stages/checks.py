@@ -4,6 +4,7 @@ A run takes hours; what stops it at the end of the first stage, or in the middle
 """
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,15 +98,16 @@ def _check_vision(recipe: Recipe) -> None:
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    if not isinstance(recipe.vision, dict):
+    if not recipe.fresh_vision:
         return
     if recipe.features is not None:
         raise UserError("features: are of a pretrained backbone; name it in vision, which is a fresh one's sizes here")
-    kind = recipe.vision.get("model_type", "vit")
-    if kind not in CONFIG_MAPPING:
-        raise UserError(f"vision: model_type {kind!r} is none that transformers knows")
-    sizes = {key: value for key, value in recipe.vision.items() if key != "model_type"}
-    _check_sizes("vision", sizes, lambda **values: AutoConfig.for_model(kind, **values))
+    for backbone in recipe.backbones:
+        kind = backbone.get("model_type", "vit")
+        if kind not in CONFIG_MAPPING:
+            raise UserError(f"vision: model_type {kind!r} is none that transformers knows")
+        sizes = {key: value for key, value in backbone.items() if key != "model_type"}
+        _check_sizes("vision", sizes, functools.partial(AutoConfig.for_model, kind))
 
 
 def _check_sizes(key: str, sizes: dict, make) -> None:
@@ -237,7 +239,11 @@ def _check_images(run, processor, faults: Faults) -> None:
         if recipe.features is not None and recipe.vision is not None:
             image_processor = processor.image_processor
             check_features_match(run.features, recipe.vision, image_processor, recipe.vision_feature)
-        if isinstance(recipe.vision, str) and (run.features is None or "weights" not in run.features.info):
+        if (
+            recipe.vision is not None
+            and not recipe.fresh_vision
+            and (run.features is None or "weights" not in run.features.info)
+        ):
             from mmcot.training.stages.build import vision_of
 
             vision_of(recipe)

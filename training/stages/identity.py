@@ -99,10 +99,12 @@ def trained_digest(run, stage: str) -> str:
     return digest({"settings": found["settings"], "time": found["time"]})
 
 
-def _content(place: str | dict | None) -> Any:
-    """The hash of what a key names; sizes, `train` and null as they are."""
+def _content(place: str | dict | list | None) -> Any:
+    """The hash of what a key names, or of each in a list; sizes, `train` and null as they are."""
     from mmcot.training.features.presets import VISION_PRESETS
 
+    if isinstance(place, list):
+        return [_content(one) for one in place]
     if not isinstance(place, str) or place == "train":
         return place
     return checkpoint_fingerprint(VISION_PRESETS[place].identifier if place in VISION_PRESETS else place)

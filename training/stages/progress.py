@@ -45,7 +45,7 @@ def describe_run(run) -> str:
         for lecture, solution in zip(train["lecture"], train["solution"], strict=True)
     )
     options = list(map(len, train["choices"]))
-    vision = recipe.vision if isinstance(recipe.vision, str) else recipe.vision and "a fresh backbone"
+    vision = "a fresh backbone" if recipe.fresh_vision else " + ".join(recipe.backbones)
     base = recipe.model if isinstance(recipe.model, str) else "a fresh network"
     sees = f", pictures by {vision or 'cached features'}" if recipe.vision or recipe.features else ", no pictures"
     if recipe.share_stages:

@@ -62,7 +62,8 @@ class Recipe:
             them.
         tokenizer: checkpoint folder, Hub id or tokenizer.json; "train" makes one from the training texts; by default
             the model's.
-        vision: preset (detr, vit, clip, resnet), checkpoint, or configuration of a fresh backbone; null: text only.
+        vision: preset (detr, vit, clip, resnet), checkpoint, or configuration of a fresh backbone; a list of two or
+            more gives the patches of all, and the first one's image processor frames the pictures; null: text only.
         vision_feature: output of the backbone, `last_hidden_state` or `pooler_output`; by default the preset's.
         image_size: pixels to which images are brought, for a fresh backbone; by default the backbone's.
         features: cache of image features (`mmcot features`), read instead of running the backbone.
@@ -120,7 +121,7 @@ class Recipe:
     stages: str = "both"
     model: str | dict = "google/flan-t5-base"
     tokenizer: str | None = None
-    vision: str | dict | None = None
+    vision: str | dict | list | None = None
     vision_feature: str | None = None
     image_size: int | None = None
     features: str | None = None
@@ -153,6 +154,16 @@ class Recipe:
     @property
     def one_stage(self) -> bool:
         return self.rationale_format is None
+
+    @property
+    def backbones(self) -> list:
+        """The backbones of `vision`, each a name or a configuration; empty without."""
+        return self.vision if isinstance(self.vision, list) else [] if self.vision is None else [self.vision]
+
+    @property
+    def fresh_vision(self) -> bool:
+        """Whether the backbone starts from nothing: `vision` is a configuration."""
+        return any(isinstance(backbone, dict) for backbone in self.backbones)
 
     def for_stage(self, stage: str) -> "Recipe":
         """The recipe with a stage's own section applied, and without sections."""

@@ -78,7 +78,9 @@ def _check_together(recipe: Recipe) -> None:
 
     check_streaming(recipe)
 
-    if recipe.image_size is not None and isinstance(recipe.vision, str):
+    for stage in STAGES:
+        _check_backbones(recipe.for_stage(stage))
+    if recipe.image_size is not None and recipe.vision is not None and not recipe.fresh_vision:
         raise UserError(
             "image_size: is for a fresh backbone (vision as a mapping of sizes); a pretrained one has its own"
         )
@@ -112,6 +114,19 @@ def _check_together(recipe: Recipe) -> None:
             raise UserError(f"answer_format: {recipe.answer_format} reads no rationale; give QCMG-A, or one with a G")
     if "{answer}" not in OUTPUT_FORMATS[outputs["answer_format"]]:
         raise UserError(f"answer_format: {recipe.answer_format} has no answer; its output has an A")
+
+
+def _check_backbones(recipe: Recipe) -> None:
+    """A list of backbones: all by name, or all fresh."""
+    if not isinstance(recipe.vision, list):
+        return
+    kinds = {type(backbone) for backbone in recipe.vision}
+    if len(recipe.vision) < 2 or kinds not in ({str}, {dict}):
+        raise UserError(
+            f"vision: a list is of two or more names, or of two or more configurations, not {recipe.vision!r:.80}"
+        )
+    if recipe.vision_feature is not None:
+        raise UserError("vision_feature: each of several backbones keeps its own; leave it out")
 
 
 # ---- one value ------------------------------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ class Run:
         """Whether the answer stage takes over the rationale stage's backbone: one that is fresh, or was trained."""
         recipe = self.recipe
         reads_pixels = recipe.vision is not None and recipe.features is None
-        return not recipe.one_stage and reads_pixels and (isinstance(recipe.vision, dict) or not recipe.freeze_vision)
+        return not recipe.one_stage and reads_pixels and (recipe.fresh_vision or not recipe.freeze_vision)
 
     @cached_property
     def features(self):
