@@ -1,4 +1,4 @@
-"""Options of training beyond the paper: cross-fitted rationales, dropout passes, other fusions."""
+"""Options of training beyond the paper: cross-fitted rationales, dropout passes, other fusions, two backbones."""
 
 import json
 
@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from mmcot.training.common import UserError
 from mmcot.training.evaluation.reading import read_predictions
 from mmcot.training.inference.predict import load_pipeline
+from mmcot.training.stages.build import build_stage_model
 from mmcot.training.stages.cross_fit import folds_of
 from mmcot.training.stages.recipe import load_recipe
 from mmcot.training.stages.run import Run
@@ -19,6 +20,7 @@ SIZES = "{d_model: 16, d_kv: 8, d_ff: 16, num_layers: 1, num_heads: 2, dropout_r
 TINY = [f"model={SIZES}", "vision=null", "features=null", "keep_images=false", "per_device_train_batch_size=8"]
 TINY += ["max_new_tokens=4", "max_steps=2", "eval_strategy=no", "save_strategy=no", "load_best_model_at_end=false"]
 TINY += ["disable_tqdm=true", "use_cpu=true", "data=embedded:n=12,val=2,test=2"]
+ONE_STAGE = ["rationale_format=null", "answer_format=QCM-A", "blank_probe=false"]
 VISION = "vision={hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 1, intermediate_size: 16, "
 VISION += "image_size: 32, patch_size: 16}"
 
@@ -144,3 +146,39 @@ def test_another_fusion_is_trained_published_and_answers(tmp_path):
     assert result["answer"] in ("A", "B")
     with pytest.raises(UserError, match="fusion_gate: 'relu' is not one of"):
         recipe(tmp_path, "fusion_gate=relu")
+
+
+def test_two_backbones_are_trained_published_and_answer(tmp_path):
+    sizes = VISION.removeprefix("vision=")
+    other = sizes.replace("patch_size: 16", "patch_size: 8")
+    run_recipe(recipe(tmp_path / "run", f"vision=[{sizes}, {other}]", *ONE_STAGE))
+    hub = tmp_path / "run/hub"
+    config = json.loads((hub / "config.json").read_text())
+    assert config["vision_config"]["model_type"] == "mmcot_backbones" and config["image_feature_size"] == 32
+    assert "| Image features | vit + vit |" in (hub / "README.md").read_text()
+    weights = load_file(hub / "model.safetensors")
+    torch.manual_seed(42)  # the recipe's
+    fresh = build_stage_model(
+        Run(recipe(tmp_path / "run", f"vision=[{sizes}, {other}]", *ONE_STAGE)).recipe, "answer", 9
+    )
+    for number in (0, 1):
+        name = f"encoder.vision.backbones.{number}.embeddings.patch_embeddings.projection.weight"
+        assert not torch.equal(weights[name], fresh.state_dict()[name])
+    result = load_pipeline(str(hub), "cpu")({"question": "Which?", "choices": ["a", "b"], "image": None})
+    assert result["answer"] in ("A", "B")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("vision=[vit]", "vision: a list is of two or more names"),
+        ("vision=[vit, {patch_size: 16}]", "vision: a list is of two or more names"),
+        ("answer.vision=[clip, 3]", "vision: a list is of two or more names"),
+        ("vision=[vit, clip];vision_feature=pooler_output", "each of several backbones keeps its own"),
+        ("vision=[vit, clip];image_size=32", "image_size: is for a fresh backbone"),
+        ("vision=[{patch_size: 16}, {patch: 8}]", "vision.patch: there is no such size .did you mean"),
+    ],
+)
+def test_a_list_that_names_no_backbones_is_refused(tmp_path, override, message):
+    with pytest.raises(UserError, match=message):
+        run_recipe(recipe(tmp_path / "run", *override.split(";")))
