@@ -11,7 +11,7 @@ from mmcot.training.cli import main
 from mmcot.training.common import UserError
 from mmcot.training.evaluation.comparison import compare
 from mmcot.training.evaluation.predictions import read_header
-from mmcot.training.evaluation.protocol import protocol_of
+from mmcot.training.evaluation.protocol import protocol_of, rationale_format_of
 from mmcot.training.evaluation.reading import match, read_predictions, read_problems
 from mmcot.training.evaluation.runs import compare_runs, holm
 from mmcot.training.evaluation.scoring import evaluate_predictions
@@ -185,3 +185,26 @@ def test_blanked_pictures_of_the_card_row_score_as_the_run_does(two_stage_reposi
         raw[id_] = {"answer": 0, "rationale": processor.post_process(output, [problem])[0]["generated"]["rationale"]}
     got = evaluate_predictions(records, predictions)["rationale"]
     assert got == pytest.approx(evaluate_predictions(records, raw)["rationale"])
+
+
+def test_the_questions_on_which_most_runs_differ_come_first(problems, tmp_path):
+    """Those that half of the runs get right tell more than those that all but one do."""
+    runs = {}
+    for k in range(5):  # run k misses the first 2 * k questions
+        records = [
+            {"id": id_, "answer": None if i < 2 * k else problem["answer"]}
+            for i, (id_, problem) in enumerate(problems.items())
+        ]
+        runs[f"r{k}"] = write(tmp_path / f"{k}.jsonl", records, FACTS)
+    found = compare_runs("embedded:n=20", runs, "test")["differing"]
+    right = [sum(answer == item["answer"] for answer in item["answers"].values()) for item in found]
+    assert sorted(right[:4]) == [2, 2, 3, 3] and sorted(right[4:]) == [1, 1, 4, 4]
+
+
+def test_a_header_that_names_no_rationale_means_that_there_is_none(problems, tmp_path):
+    """A one-stage run; a file without a header is another program's, which wrote the paper's."""
+    record = [{"id": "1", "answer": 0}]
+    one_stage = write(tmp_path / "one.jsonl", record, {**FACTS, "rationale_format": None})
+    foreign = write(tmp_path / "foreign.jsonl", record)
+    assert rationale_format_of(one_stage) is None and rationale_format_of(foreign) == "QCM-E"
+    assert rationale_format_of(one_stage, "QCM-LE") == "QCM-LE"

@@ -180,6 +180,8 @@ def test_reference_rationales():
     missing = {**predictions, "4": {"answer": 0}}  # counts as empty
     assert evaluate_predictions(problems, missing)["rationale"]["rougeL"] == pytest.approx(75)
     assert evaluate_predictions(problems, dict.fromkeys(PROBLEMS, 0))["rationale"] == {}
+    empty = {**problems, "1": {**problems["1"], "rationale": " "}}  # scored nowhere, so not counted
+    assert evaluate_predictions(empty, predictions)["rationale_n"] == 3
     flags_only = {"1": {"num_choices": 3, "answer": 0, "solution": "So it is."}}
     assert evaluate_predictions(flags_only, {"1": predictions["1"]})["rationale"]["rougeL"] == pytest.approx(100)
 

@@ -38,6 +38,8 @@ def test_abstaining():
     found = risk_coverage(PROBLEMS, predictions(0.9, 0.2, 0.7, 0.4), abstain_below=0.75)
     assert found["abstained"]["answered"] == 2 and found["abstained"]["accuracy"] == 50
     assert "2 answered (50.0 %), 50.00 % of them right" in format_risk_coverage(found)
+    at = risk_coverage(PROBLEMS, predictions(0.9, 0.2, 0.7, 0.4), abstain_below=0.7)
+    assert at["abstained"]["answered"] == 3  # an answer as sure as that is given
     nothing = risk_coverage(PROBLEMS, predictions(0.9, 0.2, 0.7, 0.4), abstain_below=0.95)
     assert nothing["abstained"]["accuracy"] is None and "0 answered" in format_risk_coverage(nothing)
 

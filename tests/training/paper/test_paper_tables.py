@@ -71,7 +71,7 @@ def test_killed_between_rows_it_does_nothing_twice(cut_off, capsys):
 
 
 def test_rows_are_tested_against_the_first_on_the_same_questions(tmp_path, cut_off):
-    """Two rows whose answers are known: 1 question right by A alone, 3 by B alone, of 8."""
+    """Rows whose answers are known: 1 question right by A alone, 3 by B alone, of 8; C has all right."""
     from mmcot.training.data.problems import load_problems
     from mmcot.training.paper.results import _tests
 
@@ -80,15 +80,29 @@ def test_rows_are_tested_against_the_first_on_the_same_questions(tmp_path, cut_o
     wrong = {problem["id"]: (problem["answer"] + 1) % len(problem["choices"]) for problem in answers}
     gold = dict(zip(answers["id"], answers["answer"], strict=True))
     ids = list(gold)
-    right = {"a": {ids[0]}, "b": set(ids[1:4])}
+    right = {"a": {ids[0]}, "b": set(ids[1:4]), "c": set(ids)}
     files = {}
     for row, which in zip(plan.recipes, right.values(), strict=False):
         files[row] = {"predictions": tmp_path / f"{row}.json", "protocol": "generated"}
         files[row]["predictions"].write_text(json.dumps({i: gold[i] if i in which else wrong[i] for i in ids}))
     rows = list(files)
-    (test,) = _tests(plan, rows, files)
+    test, other = _tests(plan, rows, files)
     assert (test["only_a"], test["only_b"], test["difference"]) == (1, 3, 25.0)
     assert test["p_value"] == pytest.approx(0.625) == test["p_holm"] and test["against"] == rows[0]
+    assert (other["only_b"], other["p_value"], other["p_holm"]) == (7, pytest.approx(2 / 2**7), pytest.approx(4 / 2**7))
+
+
+def test_lengths_of_rationales_are_counted_against_the_limit(tmp_path, tiny_tokenizer):
+    """A rationale of as many tokens as there may be was cut off, or just fitted."""
+    from mmcot.training.paper.results import rationale_lengths
+    from mmcot.training.stages.recipe import load_recipe
+
+    tiny_tokenizer.save_pretrained(tmp_path / "rationale")
+    lines = [{"header": {}}]
+    lines += [{"id": str(n), "generated": {"rationale": "1" * n}} for n in range(1, 6)]  # a digit is a token
+    (tmp_path / "rationale/predictions_test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = rationale_lengths(load_recipe("embedded", [f"output_dir={tmp_path}", "rationale.max_new_tokens=5"]))
+    assert found == {"mean": 3, "p95": 5, "longest": 5, "limit": 5, "at_limit": 20, "n": 5}
 
 
 @pytest.mark.parametrize("version", ["v1", "v5"])
