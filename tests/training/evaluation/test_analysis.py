@@ -6,7 +6,13 @@ from mmcot.training.evaluation.analysis import accuracy_by, calibration, letter_
 
 
 def problem(**changes) -> dict:
-    return {"question": "Which?", "choices": ["this", "that", "those"], "answer": 0, "solution": "So it is.", **changes}
+    return {
+        "question": "Which?",
+        "choices": ["this", "that", "those"],
+        "answer": 0,
+        "solution": "So it is.",
+        **changes,
+    }
 
 
 def test_a_certain_answer_is_in_the_last_bin():

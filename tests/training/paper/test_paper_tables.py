@@ -89,7 +89,11 @@ def test_rows_are_tested_against_the_first_on_the_same_questions(tmp_path, cut_o
     test, other = _tests(plan, rows, files)
     assert (test["only_a"], test["only_b"], test["difference"]) == (1, 3, 25.0)
     assert test["p_value"] == pytest.approx(0.625) == test["p_holm"] and test["against"] == rows[0]
-    assert (other["only_b"], other["p_value"], other["p_holm"]) == (7, pytest.approx(2 / 2**7), pytest.approx(4 / 2**7))
+    assert (other["only_b"], other["p_value"], other["p_holm"]) == (
+        7,
+        pytest.approx(2 / 2**7),
+        pytest.approx(4 / 2**7),
+    )
 
 
 def test_lengths_of_rationales_are_counted_against_the_limit(tmp_path, tiny_tokenizer):

@@ -3,8 +3,10 @@
 import pytest
 
 from mmcot import MMCoTProcessor
+from mmcot.processing import build_prompt
 from mmcot.training import load_problems
 from mmcot.training.stages.samples import stage_dataset
+from mmcot.training.stages.tokenizer import train_tokenizer
 
 
 @pytest.fixture
@@ -53,3 +55,46 @@ def test_kept_pictures_are_those_that_are_read_each_time(tiny_tokenizer):
         found, expected = kept.image_inputs(batch), fresh.image_inputs(batch)
         assert torch.equal(found["image_attention_mask"], expected["image_attention_mask"])
         torch.testing.assert_close(found["pixel_values"], expected["pixel_values"], atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "limit, changes",
+    [
+        (512, {"use_caption": True}),
+        (512, {"rationale_format": "QCM-LE"}),
+        (512, {"answer_format": "CQMG-A"}),
+        (512, {"tokenizer": "another"}),
+        (100, {"source_truncation": "end"}),  # shorter than the problems are
+        (100, {"max_source_length": 120}),
+    ],
+)
+def test_other_settings_make_other_samples(cache, tiny_tokenizer, limit, changes):
+    """Never those that the cache of `datasets` holds of the same problems."""
+    long = {"context": "one two three " * 20, "caption": "A drawing of it."}
+    problems = load_problems("embedded:n=6,skills=flower", "train").map(lambda _: long)
+    settings = {"tokenizer": tiny_tokenizer, "max_source_length": limit}
+    if "tokenizer" in changes:
+        changes = {
+            "tokenizer": train_tokenizer(["Which flower is it?", "The answer is (A)."]),
+            "max_source_length": 999,
+        }
+    before, after = MMCoTProcessor(None, **settings), MMCoTProcessor(None, **{**settings, **changes})
+    first = stage_dataset(problems, before, "answer")["input_ids"][:]
+    found = stage_dataset(problems, after, "answer")["input_ids"][:]
+    for problem, ids in zip(problems, found, strict=True):
+        rationale = build_prompt(problem, after.rationale_format)[1]
+        assert ids == after.encode(problem, "answer", rationale=rationale)["input_ids"]
+    assert found != first and stage_dataset(problems, before, "answer")["input_ids"][:] == first
+
+
+def test_other_rationales_and_limits_make_other_samples(cache, tiny_tokenizer):
+    problems, processor = load_problems("embedded:n=4,skills=flower", "train"), MMCoTProcessor(None, tiny_tokenizer)
+    texts = [dict.fromkeys(problems["id"], text) for text in ("It is one.", "It is another.")]
+    kinds = ["target", "lecture_and_solution", *texts]
+    found = [stage_dataset(problems, processor, "answer", rationales=kind)["input_ids"][:] for kind in kinds]
+    assert all(
+        one != other for i, one in enumerate(found) for other in found[:i] if kinds[i] != "lecture_and_solution"
+    )
+    for limit in (5, 7):
+        labels = stage_dataset(problems, processor, "rationale", max_target_length=limit)["labels"][:]
+        assert [len(row) for row in labels] == [limit] * 4

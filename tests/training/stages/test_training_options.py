@@ -1,19 +1,24 @@
 """Options of training beyond the paper: cross-fitted rationales, dropout passes, other fusions, two backbones."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerState
 
 from mmcot.training.common import UserError
 from mmcot.training.evaluation.reading import read_predictions
 from mmcot.training.inference.predict import load_pipeline
+from mmcot.training.stages import training_arguments
+from mmcot.training.stages.batches import LengthBatchSampler
 from mmcot.training.stages.build import build_stage_model
 from mmcot.training.stages.cross_fit import folds_of
 from mmcot.training.stages.recipe import load_recipe
 from mmcot.training.stages.run import Run
-from mmcot.training.stages.trainer import StageTrainer
+from mmcot.training.stages.samples import StageCollator
+from mmcot.training.stages.trainer import StageTrainer, _Resumption
 from mmcot.training.train import run_recipe
 
 SIZES = "{d_model: 16, d_kv: 8, d_ff: 16, num_layers: 1, num_heads: 2, dropout_rate: 0.1}"
@@ -182,3 +187,48 @@ def test_two_backbones_are_trained_published_and_answer(tmp_path):
 def test_a_list_that_names_no_backbones_is_refused(tmp_path, override, message):
     with pytest.raises(UserError, match=message):
         run_recipe(recipe(tmp_path / "run", *override.split(";")))
+
+
+def test_what_a_recipe_says_reaches_the_trainer(tmp_path, monkeypatch):
+    """Each of these would be forgotten without an error."""
+    seen = {}
+
+    class Begun(Exception):
+        pass
+
+    def init(self, *args, **kwargs):
+        seen.update(kwargs)
+        raise Begun
+
+    monkeypatch.setattr(StageTrainer, "__init__", init)
+    options = ["position_bias_lr=3", "tokens_per_batch=99", "dropout_passes=2", "loss_on_padding=true"]
+    with pytest.raises(Begun):
+        Run(recipe(tmp_path, *options, "max_target_length=77", "keep_images=true")).train("rationale")
+    assert (seen["position_bias_lr"], seen["tokens_per_batch"], seen["dropout_passes"]) == (3, 99, 2)
+    collator = seen["data_collator"]
+    assert collator.label_length == 77 and collator.kept == {}
+    rows = [{"input_ids": [5, 1], "labels": [6, 1]}, {"input_ids": [5, 6, 1], "labels": [1]}]
+    assert collator(rows)["labels"].shape == (2, 77)  # what counts of padding doesn't depend on the batch
+
+
+@pytest.mark.parametrize("data_seed, drawn_by", [(None, 5), (9, 9)])
+def test_the_order_of_samples_is_the_data_seeds(tmp_path, data_seed, drawn_by):
+    overrides = ["seed=5", *([] if data_seed is None else [f"data_seed={data_seed}"])]
+    plan = recipe(tmp_path, *overrides)
+    run = Run(plan)
+    samples = run.samples("train", "rationale")
+    model = build_stage_model(plan, "rationale", len(run.processor.tokenizer))
+    args = training_arguments(plan, tmp_path, has_eval=False)
+    collator = StageCollator(run.processor, with_images=False)
+    trainer = StageTrainer(
+        model=model, args=args, train_dataset=samples, processing_class=run.processor, data_collator=collator
+    )
+    expected = LengthBatchSampler(samples["length"][:], samples["target_length"][:], batch_size=8, seed=drawn_by)
+    batches = [batch["input_ids"].tolist() for batch in trainer.get_train_dataloader()]
+    assert batches == [collator([samples[i] for i in rows])["input_ids"].tolist() for rows in expected]
+
+
+def test_a_run_that_was_moved_keeps_its_best_checkpoint(tmp_path):
+    state = TrainerState(best_model_checkpoint="/where/it/was/rationale/checkpoint-7")
+    _Resumption().on_train_begin(SimpleNamespace(output_dir=str(tmp_path)), state, None)
+    assert state.best_model_checkpoint == str(tmp_path / "checkpoint-7")
