@@ -11,8 +11,16 @@ import yaml
 from PIL import Image
 from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
-from mmcot.training import extract_features, generate_problems, load_pipeline, load_recipe, run_recipe
+from mmcot.training import (
+    extract_features,
+    generate_problems,
+    load_pipeline,
+    load_problems,
+    load_recipe,
+    run_recipe,
+)
 from mmcot.training.hub.cards import _starting_point
+from mmcot.training.hub.extras import choose_example
 from mmcot.training.hub.push import check_repository
 from mmcot.training.hub.repository import run_facts
 
@@ -161,3 +169,34 @@ def test_a_token_is_told_nowhere():
     recipe = load_recipe("embedded", ["push_to_hub=true", "hub_token=hf_secret", "hub_model_id=me/mine"])
     model = SimpleNamespace(num_parameters=lambda: 1)
     assert "hf_secret" not in str(run_facts(recipe, model)) + str(recipe.identity())
+
+
+def test_it_decodes_as_it_was_measured_and_publishes_questions_only_where_it_may(own_data, tmp_path):
+    from mmcot import MMCoTForConditionalGeneration
+    from mmcot.training.hub.repository import write_repository
+    from mmcot.training.train import Run
+
+    _, run, results = own_data
+    settings = [EMBEDDED, *QUICK, "num_beams=3", "card_example=false", f"output_dir={tmp_path}"]
+    one = Run(load_recipe("embedded", settings))
+    one.processor = load_pipeline(run / "hub", "cpu").processor
+    (tmp_path / "answer").mkdir()
+    (tmp_path / "answer/predictions_test.jsonl").write_bytes((run / "answer/predictions_test.jsonl").read_bytes())
+    stages = [MMCoTForConditionalGeneration.from_pretrained(run / stage) for stage in ("rationale", "answer")]
+    hub = write_repository(one, *stages, {"test": results["test"]})
+    options = json.loads((hub / "generation_config.json").read_text())
+    assert (options["num_beams"], options["max_new_tokens"]) == (3, 6)
+    assert not {"examples", "predictions_test.jsonl", "example.png"} & {path.name for path in hub.iterdir()}
+    assert "## Example" not in (hub / "README.md").read_text()
+
+
+def test_the_cards_example_is_seen_and_answered_rightly_if_there_is_one():
+    problems = load_problems("embedded:n=12", "test")
+    shown = [problem for problem in problems if problem["images"]]
+    wrong = {problem["id"]: {"answer": None} for problem in problems}
+    for known, expected in (([], shown[0]), ([shown[2]], shown[2]), ([shown[3], shown[2]], shown[2])):
+        right = {problem["id"]: {"answer": problem["answer"]} for problem in known}
+        assert choose_example(problems, {**wrong, **right})["problem"]["id"] == expected["id"]
+    blind = next(problem for problem in problems if not problem["images"])
+    found = choose_example(problems, {**wrong, blind["id"]: {"answer": blind["answer"]}})
+    assert found["problem"]["images"], "a picture counts more"

@@ -13,7 +13,7 @@ from mmcot.training import extract_features, load_problems, predict
 from mmcot.training.common import UserError
 from mmcot.training.evaluation.predictions import PredictionsWriter, read_header
 from mmcot.training.evaluation.reading import read_predictions
-from mmcot.training.inference.predict import READ, load_pipeline
+from mmcot.training.inference.predict import READ, load_pipeline, prediction_record
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +137,30 @@ def test_missing_files_of_a_model_are_named(two_stage_repository, tmp_path, name
     (folder / name).unlink()
     with pytest.raises(UserError, match=f"model: has no {name}"):
         load_pipeline(folder)
+
+
+def test_sampled_rationales_are_the_seeds(two_stage_repository, problems, tmp_path):
+    """The file says which seed, so that it isn't gone on with under another one; greedy ones have none."""
+    few, sampled = problems.select(range(4)), {"do_sample": True, "temperature": 3.0, "max_new_tokens": 8}
+    files = {
+        name: predict(two_stage_repository, few, tmp_path / f"{name}.jsonl", device="cpu", seed=seed, **sampled)
+        for name, seed in (("one", 1), ("other", 2), ("again", 1))
+    }
+    texts = {name: [one["rationale"] for one in read_predictions(file).values()] for name, file in files.items()}
+    assert texts["one"] == texts["again"] != texts["other"]
+    assert read_header(files["one"])["decoding"]["seed"] == 1 and read_header(files["other"])["decoding"]["seed"] == 2
+    lines = files["one"].read_text().splitlines(keepends=True)
+    (tmp_path / "new.jsonl.partial-records").write_text("".join(lines[:2]))
+    with pytest.raises(UserError, match="begun with another decoding"):
+        predict(two_stage_repository, few, tmp_path / "new.jsonl", device="cpu", seed=2, **sampled)
+    greedy = predict(two_stage_repository, few, tmp_path / "greedy.jsonl", device="cpu", seed=1, max_new_tokens=8)
+    assert "seed" not in read_header(greedy)["decoding"]
+
+
+def test_scores_keep_six_digits():
+    """Enough for a calibration, and to tell two close options apart."""
+    scores = {"A": 0.4999996, "B": 0.5000004}
+    result = {"answer": "B", "rationale": "", "scores": scores, "generated": {}}
+    assert prediction_record("1", result)["scores"] == {"A": 0.5, "B": 0.5}
+    close = {"A": 0.499994, "B": 0.500006}
+    assert prediction_record("1", {**result, "scores": close})["scores"] == close
