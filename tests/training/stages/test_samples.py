@@ -74,10 +74,7 @@ def test_other_settings_make_other_samples(cache, tiny_tokenizer, limit, changes
     problems = load_problems("embedded:n=6,skills=flower", "train").map(lambda _: long)
     settings = {"tokenizer": tiny_tokenizer, "max_source_length": limit}
     if "tokenizer" in changes:
-        changes = {
-            "tokenizer": train_tokenizer(["Which flower is it?", "The answer is (A)."]),
-            "max_source_length": 999,
-        }
+        changes = {"tokenizer": train_tokenizer(["Which flower is it?", "The answer is (A)."])}
     before, after = MMCoTProcessor(None, **settings), MMCoTProcessor(None, **{**settings, **changes})
     first = stage_dataset(problems, before, "answer")["input_ids"][:]
     found = stage_dataset(problems, after, "answer")["input_ids"][:]
