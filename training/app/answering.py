@@ -85,7 +85,8 @@ def answer_stream(
     Yields:
         {"choices", "rationale", "done": False}, then {"choices", "rationale", "answer": index or None, "scores":
         [share] or None, "votes", "picture": PIL image or None, "question_words", "rationale_words": [(word, grid or
-        None)], "done": True, "blind": None}, then the same with "blind": {"answer", "scores", "rationale"}.
+        None)], "done": True, "sees": whether the model looks at pictures at all, "blind": None}, then, of a model that
+        does, the same with "blind": {"answer", "scores", "rationale"}.
 
     Raises:
         AskError: a picture that can't be read, or what else the asker can mend.
@@ -115,17 +116,24 @@ def answer_stream(
         "picture": picture,
         "votes": result.get("votes"),
         "done": True,
+        "sees": sees_pictures(pipeline),
         "blind": None,
         **_words(pipeline, problem, result, written),
     }
     yield state
-    if compare and picture is not None:
+    if compare and picture is not None and state["sees"]:  # else the same would be asked again
         blind = _asked(pipeline, {**problem, "image": None}, {**options, "return_attention": False})
         yield state | {"blind": _told(blind, problem["choices"])}
 
 
+def sees_pictures(pipeline) -> bool:
+    """Whether the model looks at a question's picture: not if it was trained on text alone."""
+    model = pipeline.model
+    return (model.vision if pipeline.two_stage else model.encoder.vision) is not None
+
+
 def _picture(pipeline, problem: Mapping[str, Any]):
-    """The problem's picture, or None; a text-only model looks at none."""
+    """The problem's picture, or None; shown even where the model doesn't look at it."""
     if problem.get("image") is None:
         return None
     try:

@@ -119,6 +119,9 @@ def _looking(state: Mapping[str, Any]) -> str:
 
 def _blind(state: Mapping[str, Any]) -> str:
     blind = state["blind"]
+    if not state["sees"]:
+        told = "It has no eyes: this model was trained on text alone, and its answer doesn't depend on the picture."
+        return f'<section class="mm-blind"><h3>Does it look, or does it guess?</h3><p>{told}</p></section>'
     if blind is None:
         wait = '<p class="mm-soft">asking without the picture …</p>'
         return f"<section><h3>Does it look, or does it guess?</h3>{wait}</section>"

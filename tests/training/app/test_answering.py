@@ -66,6 +66,25 @@ def test_the_answer_is_the_pipelines_and_the_rationale_grows(pipeline, picture):
     assert answered["blind"] is None and "AB"[last["blind"]["answer"]] == blind["answer"]
 
 
+def test_a_model_without_eyes_is_not_asked_again(tiny_tokenizer, tmp_path, picture, monkeypatch):
+    from two_stage_models import make_stage
+
+    from mmcot import MMCoTModel, MMCoTPipeline, MMCoTProcessor
+
+    processor = MMCoTProcessor(None, tiny_tokenizer, max_source_length=200)
+    stages = (make_stage(processor, seed, vision_config=None) for seed in (0, 1))
+    model = MMCoTModel.from_stages(*stages, processor)
+    model.save_pretrained(tmp_path / "text-only")
+    pipeline, asked = load_pipeline(tmp_path / "text-only", device="cpu"), []
+    call = MMCoTPipeline.__call__
+    monkeypatch.setattr(
+        MMCoTPipeline, "__call__", lambda self, *args, **kw: asked.append(1) or call(self, *args, **kw)
+    )
+    *_, last = answer_stream(pipeline, problem_of(str(picture), "What is it?", "red\nblue"))
+    assert len(asked) == 1 and last["blind"] is None and not last["sees"]
+    assert "It has no eyes" in result_html(last) and "asking without" not in result_html(last)
+
+
 def test_every_word_has_its_own_attention(pipeline, picture):
     problem = problem_of(str(picture), "Which trait is it?", "red\nblue")
     *_, last = answer_stream(pipeline, problem, compare=False)
