@@ -80,7 +80,8 @@ def check_loaded(source, model, info: dict, saved_config: dict, ignore_mismatche
     that: its weights may start fresh, or be left out.
 
     Raises:
-        ModelError: weights are missing, too many, of other shapes, or not finite; they are named.
+        ModelError: weights are missing, too many, of other shapes, or not finite; they are named. Or all of them
+            belong to another backbone or fusion than the caller asks for.
     """
     fresh, left_out = _absent_parts(saved_config), _absent_parts(model.config.to_dict())
     shapes = [] if ignore_mismatched_sizes else info["mismatched_keys"]
@@ -94,10 +95,31 @@ def check_loaded(source, model, info: dict, saved_config: dict, ignore_mismatche
         ],
         "holds weights that are NaN or infinite:": _not_finite(model),
     }
+    differing = [name.split() for names in list(faults.values())[:3] for name in names]
+    saved, asked = (_reading(config) for config in (saved_config, model.config.to_dict()))
+    if differing and saved != asked and all({"vision", "fusion"} & set(name[0].split(".")) for name in differing):
+        raise ModelError(
+            f"{source} was trained to look at pictures through {saved}, and is asked to through {asked}: give the "
+            "backbone that it was trained with (vision=… of its recipe), or start from a T5 that has none, such as "
+            "google/flan-t5-base"
+        )
     for fault, names in faults.items():
         if names:
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
             raise ModelError(f"{source} {fault} {', '.join(sorted(names)[:5])}{more}; take another copy or checkpoint")
+
+
+def _reading(config: dict) -> str:
+    """A configuration's backbone and fusion, in words."""
+    vision, width = config.get("vision_config") or {}, config.get("image_feature_size")
+    kind = vision.get("architecture") or vision.get("model_type") or "cached features"
+    name = f"{vision['_name_or_path']} ({kind})" if vision.get("_name_or_path") else kind
+    size = [f"width {vision['hidden_size']}"] if vision.get("hidden_size") else []
+    size += [f"features of width {width}"] if width and width != vision.get("hidden_size") else []
+    heads, gate = config.get("fusion_num_heads", 1), config.get("fusion_gate", "sigmoid")
+    size += [f"{heads} fusion heads"] if heads != 1 else []
+    size += [f"a {gate} gate"] if gate != "sigmoid" else []
+    return ", ".join([name, *size])
 
 
 def _absent_parts(config: dict) -> set[str]:

@@ -9,11 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_model, vision_config
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import CLIPVisionConfig, T5Config, T5ForConditionalGeneration
 from transformers.utils import logging
 
 from mmcot import MMCoTForConditionalGeneration, MMCoTModel
 from mmcot.errors_mmcot import ModelError
+
+CLIP = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +179,28 @@ def test_a_part_that_only_one_side_has_is_the_caller_s_wish(stage, tmp_path):
     assert fused.encoder.fusion is not None and fused.encoder.vision is not None
     without = MMCoTForConditionalGeneration.from_pretrained(stage, vision_config=None, image_feature_size=16)
     assert without.encoder.vision is None and without.encoder.fusion.image_size == 16
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (
+            {"vision_config": vision_config().to_dict() | {"hidden_size": 24}},
+            "through vit, width 16, and is asked to through vit, width 24",
+        ),
+        (
+            {"vision_config": CLIPVisionConfig(**CLIP, image_size=8, patch_size=4)},
+            "through vit, width 16, and is asked to through clip_vision_model, width 16",
+        ),
+        ({"vision_config": None, "image_feature_size": 24}, "asked to through cached features, features of width 24"),
+        ({"fusion_gate": "tanh"}, "asked to through vit, width 16, a tanh gate"),
+    ],
+)
+def test_another_backbone_than_the_checkpoints_says_what_to_do(stage, asked, said):
+    message = refused(
+        MMCoTForConditionalGeneration, stage, said, "vision=… of its recipe", "google/flan-t5-base", **asked
+    )
+    assert "shapes" not in message and "another copy" not in message
 
 
 def test_other_shapes_may_be_asked_for(stage):
