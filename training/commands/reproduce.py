@@ -21,6 +21,7 @@ hf://[datasets/]owner/name[@revision][/path].
 import argparse
 from pathlib import Path
 
+from mmcot.training.commands.options import refuse
 from mmcot.training.common import UserError
 from mmcot.training.paper.reproduce import PLACES, choose_places, format_plan, make_plan
 
@@ -52,6 +53,11 @@ def run(args: argparse.Namespace) -> int:
 
     if args.overrides and not args.train:
         raise UserError(f"{args.overrides[0]}: values of the recipe are for --train")
+    if args.train:
+        names = ("rationale_weights", "answer_weights", "tokenizer", "batch_size")
+        refuse(args, "with --train, which reads no released weights: give key=value of the recipe", *names)
+    if args.features == "extract":
+        refuse(args, "with --features extract, which reads no feature file", "name_map")
     if args.train and args.max_samples is not None:
         raise UserError("--max-samples is for released weights; with --train say max_train_samples=N and the like")
     places = choose_places(args)

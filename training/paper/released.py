@@ -270,7 +270,7 @@ def train_as_published(name: str, plan: Plan, output: str | Path, overrides: lis
     fixed = {"data": source, "output_dir": str(output), "image_rule": image_rule}
     fixed["features"] = None if features is None else str(features.path)
     recipe = load_recipe(name, [*(f"{key}={json.dumps(value)}" for key, value in fixed.items()), *overrides])
-    result = run_recipe(recipe)[recipe.test_split]
+    result = run_recipe(recipe)["test"]
     return _finish(name, plan, output, result, None, _notes(plan, recipe, problems))
 
 

@@ -8,6 +8,7 @@ from mmcot.training.common import UserError
 from mmcot.training.hub.downloads import Found, find, human_size
 from mmcot.training.paper.published import format_expected
 from mmcot.training.paper.released import NOT_RELEASED, Plan, find_model
+from mmcot.training.paper.rows import check_tested
 from mmcot.training.stages.recipe import load_recipe
 
 # the authors' files: https://github.com/amazon-science/mm-cot, README
@@ -92,6 +93,7 @@ def make_plan(name: str, places: Places, training: bool = False, overrides: list
     plan: Plan = {"data": _find_data(places.data, None if training else "test")}
     data = plan["data"]
     recipe = load_recipe(name, list(overrides))
+    check_tested(recipe)
     if training:
         plan["base model"] = find_model(recipe.model) if isinstance(recipe.model, str) else "fresh"
     else:

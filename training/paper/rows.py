@@ -91,3 +91,15 @@ def rows_of(tables: tuple[str, ...], version: str, only: tuple[str, ...] = ()) -
         if row not in rows:
             raise UserError(f"{', '.join(tables)} ({version}) has no row {row!r}; its rows: {', '.join(rows)}")
     return tuple(row for row in rows if not only or row in only)
+
+
+def check_tested(recipe) -> None:
+    """Refuses, before anything is trained, a recipe that would leave nothing to compare with the published figures.
+
+    Raises:
+        UserError: it answers no test split.
+    """
+    if recipe.test_split is None:
+        raise UserError("test_split=null: published figures are compared with those of a test split: leave it out")
+    if recipe.stages == "rationale":
+        raise UserError("stages=rationale: published figures are compared with those of answers: leave it out")

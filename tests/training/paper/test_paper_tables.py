@@ -174,6 +174,7 @@ def test_rows_of_the_papers_networks_share_features(tmp_path, monkeypatch):
         ({"overrides": ["data=else"]}, "data=else: `mmcot paper` says this itself"),
         ({"network": "paper", "overrides": ["start.max_steps=2"]}, "start.*small"),
         ({"overrides": ["learning_rat=1"]}, "learning_rat"),
+        ({"overrides": ["test_split=null"]}, "test_split=null: published figures are compared"),
     ],
 )
 def test_what_the_user_has_to_mend_is_said(arguments, message, tmp_path):

@@ -295,6 +295,9 @@ def test_what_is_missing_is_named(world):
     assert status == 2 and err.count("\n") == 1 and "hf://tester/nothing: can't be had from the Hub" in err
     status, _, err = command("base-v1", "--features", "hf://cooelf/vision_features/other.npy")
     assert status == 2 and "no such file" in err
+    for nothing in ("test_split=null", "stages=rationale"):
+        status, _, err = command("base-v5", "--train", "--dry-run", nothing)
+        assert status == 2 and f"{nothing}: published figures are compared" in err
     status, _, err = command("base-v1", "max_steps=2")
     assert status == 2 and "--train" in err
 
