@@ -251,16 +251,22 @@ def _answers(run_folder: Path, problems) -> str:
 
 
 def _next_commands(folder: Path, data: str, run_folder: Path) -> str:
-    return (
-        f"\nLook at {folder / 'report.png'}, then try:\n"
-        f"  mmcot app {folder}                       # ask it yourself, in the browser (pip install 'mmcot[demo]')\n"
-        f"  mmcot report {run_folder}          # everything about its answers, in one page\n"
-        f"  mmcot train my-questions.jsonl             # your own questions; `mmcot check` looks them over first\n"
-        f"  mmcot report {folder / 'hub'} {data} --split test --output more.png\n"
-        f"  mmcot predict {folder / 'hub'} {data} --split test --output predictions.jsonl\n"
-        f"  mmcot evaluate --predictions predictions.jsonl --problems {data} --split test --json scores.json\n"
-        "  mmcot train embedded                        # every skill of the generated questions\n"
-        "  mmcot train base-v5 data=path/to/scienceqa  # the paper's recipe, on one GPU\n"
+    explained = {
+        f"mmcot app {folder}": "ask it yourself, in the browser (pip install 'mmcot[demo]')",
+        f"mmcot report {run_folder}": "everything about its answers, in one page",
+        "mmcot train my-questions.jsonl": "your own questions; `mmcot check` looks them over first",
+        "mmcot train embedded": "every skill of the generated questions",
+        "mmcot train base-v5 data=path/to/scienceqa": "the paper's recipe, on one GPU",
+    }
+    width = max(map(len, explained))
+    return "\n".join(
+        [
+            f"\nLook at {folder / 'report.png'}, then try:",
+            *(f"  {command:<{width}}  # {what}" for command, what in explained.items()),
+            f"  mmcot report {folder / 'hub'} {data} --split test --output more.png",
+            f"  mmcot predict {folder / 'hub'} {data} --split test --output predictions.jsonl",
+            f"  mmcot evaluate --predictions predictions.jsonl --problems {data} --split test --json scores.json\n",
+        ]
     )
 
 

@@ -79,3 +79,14 @@ def test_the_papers_argument_is_seen(tmp_path):
     for name in ("(b) two stages, without pictures", BLANK):
         low, high = summary["arms"][name]["ci95"]["IMG"]
         assert low <= summary["chance_on_image_questions"] + 1 and high < 60
+
+
+@pytest.mark.parametrize("folder", ["a", "mmcot-demo", "a/very/long/name/of/a/folder/that/someone/chose"])
+def test_what_to_try_next_is_aligned(folder):
+    from pathlib import Path
+
+    from mmcot.training.demo import _next_commands
+
+    lines = _next_commands(Path(folder), "embedded:n=4", Path(folder) / "runs" / "demo").splitlines()
+    assert len({line.index("  # ") for line in lines if "  # " in line}) == 1
+    assert sum("  # " in line for line in lines) == 5 and sum(line.startswith("  mmcot ") for line in lines) == 8
