@@ -89,6 +89,8 @@ def train_stage(
             counts,
             one_stage=recipe.one_stage,
             bars=show_bars(args),
+            tokens_per_batch=recipe.tokens_per_batch,
+            answer_mode=recipe.answer_mode,
         )
     )
     group_metrics(trainer, stage, Path(recipe.output_dir))

@@ -97,14 +97,26 @@ class StageProgress(ProgressCallback):
         parameters: (all, trained) of the network.
         one_stage: the answer stage is the only one, without a rationale in its source.
         bars: whether to show progress bars.
+        tokens_per_batch: source plus target tokens of a process's batch, where that decides on its size.
+        answer_mode: how the run answers when it is trained ("score" or "generate").
     """
 
-    def __init__(self, stage: str, position, samples, parameters, one_stage: bool = False, bars: bool = True):
+    def __init__(
+        self,
+        stage: str,
+        position,
+        samples,
+        parameters,
+        one_stage: bool = False,
+        bars: bool = True,
+        tokens_per_batch: int | None = None,
+        answer_mode: str = "score",
+    ):
         super().__init__()
+        self.tokens_per_batch, self.answer_mode = tokens_per_batch, answer_mode
         self.stage, self.position, self.samples, self.parameters = stage, position, samples, parameters
         self.does, self.bars = DOES["one" if one_stage else stage], bars
         self.loss: float | None = None
-        self.best: float | None = None
         self.metric = METRICS[stage]
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -121,17 +133,38 @@ class StageProgress(ProgressCallback):
         if state.global_step:
             logger.info(f"  goes on from step {state.global_step:,}")
         metric = NAMES[self.metric]
+        logger.info(self._measured(args))
         logger.info(
-            f"\n  {'step':>9} {'epoch':>6} {'train loss':>11} {'val loss':>9} {metric:>9} {'elapsed':>12} {'left':>12}"
+            f"  {'step':>9} {'epoch':>6} {'train loss':>11} {'val loss':>9} {metric:>9} {'elapsed':>12} {'left':>12}"
         )
         for entry in state.log_history:  # of the run that is gone on with
             self._take(entry, entry.get("step", 0), entry.get("epoch"), args, state, earlier=True)
+
+    def _measured(self, args) -> str:
+        """What the metric's column is: that of the results at the end may be made in another way."""
+        if str(getattr(args.eval_strategy, "value", args.eval_strategy)) == "no":
+            return ""  # an empty line
+        how = "decoded freely" if args.predict_with_generate else "read off while the decoder is fed the right text"
+        end = ""
+        if self.stage == "answer" and self.answer_mode == "score":
+            end = "; the results at the end compare the options' scores instead"
+        return f"\n  {NAMES[self.metric]}: of validation {self.stage}s {how}{end}"
+
+    def _batch(self, args) -> str:
+        """What a step takes: never more than there is."""
+        many = args.world_size * args.gradient_accumulation_steps
+        size = args.per_device_train_batch_size * many
+        if self.samples is None:
+            return f"{size:,} samples"
+        lengths = [int(number) for name in ("length", "target_length") for number in self.samples[name]]
+        if self.tokens_per_batch is not None:
+            return f"about {min(self.tokens_per_batch * many, sum(lengths)):,} tokens"
+        return f"{min(size, len(lengths) // 2):,} samples"
 
     def _facts(self, args, state) -> str:
         samples = [("samples", "a stream")] if self.samples is None else self._samples()
         total, trained = self.parameters
         frozen = f", {_count(trained)} of them trained" if trained < total else ""
-        batch = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
         processes = f" on {args.world_size} processes" if args.world_size > 1 else ""
         epochs = f", {state.num_train_epochs} epoch{'s' * (state.num_train_epochs != 1)}"
         if self.samples is None:
@@ -139,7 +172,7 @@ class StageProgress(ProgressCallback):
         rows = [
             *samples,
             ("parameters", f"{_count(total)}{frozen}"),
-            ("steps", f"{state.max_steps:,} of {batch} samples{processes}{epochs}"),
+            ("steps", f"{state.max_steps:,} of {self._batch(args)}{processes}{epochs}"),
             ("precision", "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"),
         ]
         return _lines(rows)

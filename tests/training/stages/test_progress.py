@@ -151,8 +151,9 @@ def test_time_is_estimated_before_the_first_row(caplog, monkeypatch):
 
     clock = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
-    samples = {"length": [7, 9], "target_length": [3, 3]}
+    samples = {"length": [7, 9] * 16, "target_length": [3, 3] * 16}
     args = SimpleNamespace(per_device_train_batch_size=2, world_size=3, gradient_accumulation_steps=4, bf16=True)
+    args.eval_strategy, args.predict_with_generate = "epoch", True
     state = SimpleNamespace(
         global_step=0, max_steps=1011, is_world_process_zero=True, log_history=[], num_train_epochs=2
     )
@@ -167,3 +168,46 @@ def test_time_is_estimated_before_the_first_row(caplog, monkeypatch):
     assert "estimated time: 33 min 20 s, without evaluations" in caplog.text and caplog.text.count("estimated") == 1
     assert "1,011 of 24 samples on 3 processes, 2 epochs" in caplog.text and "bf16" in caplog.text
     assert "3,000 M, 1.0 M of them trained" in caplog.text and "8 in (longest 9), 3 out (longest 3)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("batch", "tokens", "told"),
+    [(8, None, "5 of 16 samples, 1 epoch"), (64, None, "5 of 20 samples, 1"), (8, 100, "5 of about 200 tokens, 1")]
+    + [(8, 5000, "5 of about 220 tokens, 1 epoch")],
+)
+def test_a_step_takes_no_more_than_there_is(batch, tokens, told):
+    from types import SimpleNamespace
+
+    from mmcot.training.stages.progress import StageProgress
+
+    samples = {"length": [8] * 20, "target_length": [3] * 20}
+    args = SimpleNamespace(per_device_train_batch_size=batch, world_size=1, gradient_accumulation_steps=2)
+    args.bf16 = args.fp16 = False
+    shown = StageProgress("answer", (1, 1), samples, (9, 9), bars=False, tokens_per_batch=tokens)
+    assert told in shown._facts(args, SimpleNamespace(max_steps=5, num_train_epochs=1))
+
+
+@pytest.mark.parametrize(
+    ("stage", "generate", "mode", "told"),
+    [
+        (
+            "answer",
+            True,
+            "score",
+            "accuracy: of validation answers decoded freely; the results at the end compare the",
+        ),
+        ("answer", True, "generate", "accuracy: of validation answers decoded freely"),
+        ("answer", False, "score", "answers read off while the decoder is fed the right text; the results at the end"),
+        ("rationale", True, "score", "ROUGE-L: of validation rationales decoded freely"),
+    ],
+)
+def test_the_metric_of_the_table_says_how_it_came_about(stage, generate, mode, told):
+    """Validation decodes answers, the results score options: two figures of one name would mislead."""
+    from types import SimpleNamespace
+
+    from mmcot.training.stages.progress import StageProgress
+
+    shown = StageProgress(stage, (1, 1), {"length": [1], "target_length": [1]}, (9, 9), bars=False, answer_mode=mode)
+    said = shown._measured(SimpleNamespace(eval_strategy="epoch", predict_with_generate=generate))
+    assert told in said and ("options' scores" in said) == (stage == "answer" and mode == "score")
+    assert shown._measured(SimpleNamespace(eval_strategy="no", predict_with_generate=generate)) == ""
