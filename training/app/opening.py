@@ -101,10 +101,11 @@ def open_app(
     collection = None
     source = data or shown.source
     files = predictions if predictions is not None else shown.predictions
+    asked = data is not None or predictions is not None or split is not None or any((source_options or {}).values())
     if source is not None and (files or data is not None):
-        collection = _collection(
-            str(source), split or shown.split, files, source_options or {}, asked=data is not None
-        )
+        collection = _collection(str(source), split or shown.split, files, source_options or {}, asked)
+    elif asked:
+        raise UserError(f"{shown.model} has no run's predictions beside it: say with --data which questions are meant")
     pipeline = load_pipeline(shown.model, device)
     local = Path(shown.model).is_dir()
     examples = read_examples(shown.model if local else _downloaded_examples(shown.model))

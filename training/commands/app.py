@@ -41,10 +41,13 @@ def run(args) -> int:
     from mmcot.training.app.opening import open_app
     from mmcot.training.app.page import serve
 
-    predictions = {}
+    predictions: dict[str, Path] = {}
     for given in args.predictions:
         name, equals, file = given.partition("=")
-        predictions[name if equals else Path(given).stem] = Path(file if equals else given)
+        name = name if equals else Path(given).stem
+        if name in predictions:
+            raise UserError(f"--predictions {given}: there is a run named {name!r} already: name it, as NAME=FILE")
+        predictions[name] = Path(file if equals else given)
     if len(predictions) > 2:
         raise UserError("--predictions: two runs stand side by side, not more")
     page = open_app(

@@ -16,6 +16,7 @@ import json
 from pathlib import Path
 
 from mmcot.training.benchmark.run import PARTS
+from mmcot.training.commands.options import refuse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,6 +66,7 @@ def run(args) -> int:
     from mmcot.training.benchmark.table import describe, write_table
     from mmcot.training.common import UserError
 
+    _refuse_ignored(args)
     if args.write_readme:
         if not args.results:
             raise UserError("--write-readme needs --from RESULTS.json …")
@@ -80,6 +82,27 @@ def run(args) -> int:
             raise UserError(f"--{name.replace('_', '-')} {value}: give a whole number of at least 1")
     print(describe(benchmark(args)))
     return 0
+
+
+# options that each part reads, beside --json and --threads
+READ = {
+    "train": {"features", "pictures", "batch_size", "tokens_per_batch", "samples", "original_steps", "compile"},
+    "generate": {"features", "pictures", "questions", "original_questions", "max_new_tokens", "slots"},
+    "peers": {"questions", "max_new_tokens", "slots"},
+    "data": {"cached_pictures", "problems"},
+    "processes": {"pictures"},
+}
+READ = {part: {*names, "shape", "device", "repeats", "seconds"} for part, names in READ.items()}
+READ |= {"all": set().union(*READ.values()), "dtypes": {"model", "source", "split", "limit", "predictions"}}
+
+
+def _refuse_ignored(args) -> None:
+    everything = set().union(*READ.values())
+    if args.write_readme:
+        refuse(args, "with --write-readme, which times nothing", *sorted({*everything, "json", "threads"}))
+    elif args.part is not None:
+        refuse(args, "without --write-readme", "results")
+        refuse(args, f"on the part {args.part}", *sorted(everything - READ[args.part]))
 
 
 def _dtypes(args) -> int:

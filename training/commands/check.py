@@ -13,6 +13,8 @@ can be trained before something is mended, else 0.
 
 import argparse
 
+from mmcot.training.common import UserError
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA", help="questions (file, folder, Hub id), a recipe's name or YAML file")
@@ -27,6 +29,8 @@ def run(args: argparse.Namespace) -> int:
     from mmcot.training.stages.data_check import check_recipe_data
     from mmcot.training.stages.recipe_file import load_recipe
 
+    if args.samples < 0:
+        raise UserError(f"--samples {args.samples}: give a whole number that is not negative")
     found = check_recipe_data(load_recipe(args.data, args.overrides), samples=max(8, args.samples))
     print(format_check(found, samples=args.samples))
     if args.html:

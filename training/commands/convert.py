@@ -34,6 +34,8 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
     output = args.output or args.output_option
+    if args.output and args.output_option:
+        raise UserError(f"two folders are named: {args.output} and --output {args.output_option}; give one")
     if not output:
         raise UserError("where to? give OUT, a folder for the repository")
     if args.answer and args.stage:

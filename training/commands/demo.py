@@ -12,6 +12,8 @@ folder holds runs/, hub/ (the repository of (c)), results.json, report.png. Star
 
 from pathlib import Path
 
+from mmcot.training.commands.options import refuse
+
 
 def add_arguments(parser) -> None:
     parser.add_argument("--output", default="mmcot-demo", metavar="DIR", help="folder to fill (default: mmcot-demo)")
@@ -26,6 +28,7 @@ def run(args) -> int:
     from mmcot.training.demo import demo, write_readme
 
     if args.write_readme:
+        refuse(args, "with --write-readme, which runs nothing", "quick", "seed")
         write_readme(args.write_readme, Path(args.output) / "results.json")
         return 0
     demo(args.output, quick=args.quick, seed=args.seed)

@@ -11,6 +11,7 @@ twice.
 
 import argparse
 
+from mmcot.training.commands.options import refuse
 from mmcot.training.commands.reason import add_model_arguments, model_of, settings_of
 from mmcot.training.commands.source import SOURCE, add_source_arguments, problems_of
 
@@ -41,6 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from mmcot.training.reasoning.distill import distill
 
+    if args.method != "few-shot-cot":
+        names = ("demonstrations", "shots", "prompt_format")
+        refuse(args, f"with {args.method}, which shows no demonstrations", *names)
     settings = settings_of(args, samples=args.samples)
     problems = {split: problems_of(args, split, require_answer=True) for split in args.splits}
     counts = distill(

@@ -14,6 +14,7 @@ whose truth is known; with --predictions of such a source, also on what the mode
 import argparse
 from typing import Any
 
+from mmcot.training.commands.options import refuse
 from mmcot.training.commands.source import SOURCE, add_source_arguments, source_options
 
 
@@ -42,8 +43,16 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.predictions and not args.validate:
         raise UserError("give --predictions FILE, whose wrong answers are looked at; or --validate")
-    if args.labels is None and (args.agreement or args.count_only):
-        raise UserError("--agreement and --count-only need --labels FILE")
+    asking = ("hints", "pictures", "columns", "allow_urls", "allow_outside")  # of the pictures that a labeller sees
+    if not args.predictions:
+        labelling = ("n", "seed", "labels", "labeller", "count_only", "agreement", "other")
+        refuse(args, "without --predictions", *labelling, *asking)
+    if args.labels is None:
+        refuse(args, "without --labels FILE", "agreement", "count_only", "labeller", *asking)
+    if args.count_only:
+        refuse(args, "with --count-only, which asks nothing", *asking)
+    if args.n < 1:
+        raise UserError(f"--n {args.n}: give a whole number of at least 1")
     result: dict[str, Any] = {}
     if args.validate:
         result["validation"] = validate_on_embedded(args.problems, args.predictions, args.split)

@@ -11,6 +11,7 @@ original project's released feature files into the same kind of cache.
 
 import argparse
 
+from mmcot.training.commands.options import refuse
 from mmcot.training.commands.source import SOURCE, add_source_arguments, source_options
 from mmcot.training.common import UserError
 from mmcot.training.features.extract import DTYPES, extract_features
@@ -47,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
             raise UserError("--import-original takes one --backbone: each of the released files is of one")
         if args.source:
             raise UserError("--import-original takes no SOURCE: the released features come without their pictures")
+        names = ("split", "image_rule", "vision_feature", "batch_size", "device", "num_workers")
+        refuse(args, "with --import-original", *names, "columns", "allow_urls", "allow_outside")
         from mmcot.training.features.original import import_original
 
         cache = import_original(
@@ -60,8 +63,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         if not args.source or not args.backbone:
             raise UserError("name a SOURCE and a --backbone, or --import-original FILE --name-map FILE")
-        if args.checkpoint:
-            raise UserError("--checkpoint goes with --import-original")
+        refuse(args, "without --import-original", "checkpoint", "name_map")
         cache = extract_features(
             args.source,
             args.backbone if len(args.backbone) > 1 else args.backbone[0],

@@ -7,6 +7,7 @@ MODEL is a repository (folder or Hub id). One JSON line a problem: id, answer (i
 Cut off, the same command goes on where it stopped.
 """
 
+from mmcot.training.commands.options import refuse
 from mmcot.training.commands.source import SOURCE, add_source_arguments, problems_of
 
 
@@ -57,6 +58,8 @@ def run(args) -> int:
     from mmcot.training.common import UserError
     from mmcot.training.inference.predict import predict
 
+    if args.rationales == 1 or (args.num_beams or 1) > 1:
+        refuse(args, "where nothing is sampled: give --rationales K without --num-beams", "seed")
     options = {"num_beams": args.num_beams, "max_new_tokens": args.max_new_tokens, **_several(args)}
     if args.blank_images and args.features:
         raise UserError("--features has no effect with --blank-images: leave one of them out")

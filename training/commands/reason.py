@@ -14,6 +14,7 @@ is kept in OUTPUT.calls.jsonl. Cut off, the same command goes on and asks nothin
 
 import argparse
 
+from mmcot.training.commands.options import refuse
 from mmcot.training.commands.source import SOURCE, add_source_arguments, problems_of
 from mmcot.training.reasoning import METHODS
 
@@ -73,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
     from mmcot.training.evaluation.predictions import read_header
     from mmcot.training.reasoning.reason import reason
 
+    _refuse_ignored(args)
     settings = settings_of(args, samples=args.samples, score_options=args.score_options)
     problems = problems_of(args, args.split)
     path = reason(
@@ -92,12 +94,37 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _refuse_ignored(args: argparse.Namespace) -> None:
+    """Options that the chosen method doesn't read."""
+    from mmcot.training.reasoning.methods import NEED_DEMONSTRATIONS
+
+    why = f"with {args.method}"
+    if args.method not in (*NEED_DEMONSTRATIONS, "direct"):
+        names = ("demonstrations", "save_demonstrations", "train_split", "shots")
+        refuse(args, f"{why}, which shows no demonstrations", *names)
+    if args.method not in ("few-shot-cot", "complexity", "promptpg"):
+        refuse(args, f"{why}, whose prompt is its own", "prompt_format")
+    if args.demonstrations:
+        refuse(args, "with --demonstrations, all of which are shown", "train_split", "shots")
+    if args.method not in ("auto-cot", "promptpg"):
+        refuse(args, f"{why}, which compares no questions", "embedding_model")
+
+
+def check_model_options(args: argparse.Namespace) -> None:
+    """Refuses options of a local model with an endpoint, and the other way round."""
+    if args.endpoint:
+        refuse(args, "with --endpoint, whose model runs elsewhere", "device", "dtype", "batch_size")
+    else:
+        refuse(args, "without --endpoint", "key_variable", "concurrency")
+
+
 def settings_of(args: argparse.Namespace, **more):
     """The `Settings` of the options."""
     from mmcot.training.common import UserError
     from mmcot.training.reasoning.demonstrations import read_demonstrations
     from mmcot.training.reasoning.methods import Settings
 
+    check_model_options(args)
     for name in ("limit", "samples", "batch_size", "max_new_tokens", "concurrency", "max_tokens_total"):
         option = f"--{name.replace('_', '-')}"
         value = getattr(args, name, None)

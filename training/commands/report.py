@@ -18,6 +18,7 @@ that ends in .svg draws the first alone.
 import argparse
 from pathlib import Path
 
+from mmcot.training.commands.options import refuse
 from mmcot.training.commands.source import add_source_arguments, problems_of, source_options
 from mmcot.training.common import UserError
 
@@ -54,8 +55,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if Path(args.output).suffix.lower() in PICTURES:
+    ending = Path(args.output).suffix.lower()
+    if args.limit < (1 if ending in PICTURES else 0):
+        raise UserError(f"--limit {args.limit}: give a whole number of at least {1 if ending in PICTURES else 0}")
+    if ending in PICTURES:
+        names = ("problems", "probe", "evidence", "protocol", "model", "json")
+        refuse(args, f"on a picture ({args.output}): give MODEL and SOURCE alone", *names)
+        if ending == ".svg":
+            refuse(args, "on an .svg file, which holds one answer", "limit")
         return _picture(args)
+    gallery = ("model", "device", "columns", "allow_urls", "allow_outside")
+    if ending == ".md":
+        refuse(args, "on a Markdown file, which has no gallery", "limit", *gallery)
+    if args.limit == 0:
+        refuse(args, "with --limit 0, which leaves the gallery out", *gallery)
+    if args.model == "none":
+        refuse(args, "with --model none", "device")
     from mmcot.training.report.build import write_report
 
     probes = {}
@@ -63,6 +78,8 @@ def run(args: argparse.Namespace) -> int:
         name, equals, file = given.partition("=")
         if not (name and equals and file):
             raise UserError(f"--probe {given}: give a name and a file, as --probe blank=predictions-blank.jsonl")
+        if name in probes:
+            raise UserError(f"--probe {given}: there is a probe of that name already")
         probes[name] = file
     written = write_report(
         args.runs,
@@ -72,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
         probes=probes,
         protocol=args.protocol,
         model=args.model,
-        examples=max(0, args.limit),
+        examples=args.limit,
         device=args.device,
         source_options=source_options(args),
         evidence=args.evidence,

@@ -49,4 +49,6 @@ def _columns(given: list[str]) -> Mapping[str, str]:
         field, equals, name = column.partition("=")
         if not (field and equals and name):
             raise UserError(f"--columns {column}: give a field and the source's name for it, as image=picture_file")
+        if sum(other.startswith(f"{field}=") for other in given) > 1:
+            raise UserError(f"--columns {column}: {field} is named twice")
     return dict(column.split("=", 1) for column in given)

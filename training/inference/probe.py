@@ -5,6 +5,7 @@ picture, another question's picture, options in another order; and for the answe
 another option, or is cut short.
 """
 
+import logging
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +18,8 @@ from mmcot.training.evaluation.hallucination import share
 from mmcot.training.evaluation.predictions import PredictionsWriter, header
 from mmcot.training.evaluation.reading import read_predictions
 from mmcot.training.inference.predict import answer_batches, load_pipeline, prediction_record
+
+logger = logging.getLogger("mmcot")
 
 PROBES = ("blank", "other-picture", "shuffled", "edited", "truncated")
 OF_RATIONALES = ("edited", "truncated")
@@ -70,13 +73,21 @@ def probe(
     records = [dict(problem) for problem in problems]
     if any(record["answer"] is None for record in records):
         raise UserError("a problem has no answer: probes need questions whose answer is known")
+    seeing = [record for record in records if record["images"]]
+    wanted = {"blank": 1, "other-picture": 2}
+    unable = [name for name in probes if len(seeing) < wanted.get(name, 0)]
+    if unable and (probes := [name for name in probes if name not in unable]) == []:
+        raise UserError(
+            f"the probe {unable[0]} needs {wanted[unable[0]]} questions with a picture; here {len(seeing)} have one"
+        )
+    for name in unable:
+        logger.warning(f"left out: the probe {name}, for {len(seeing)} questions have a picture")
     base = asking.whole("base", records)
     found: dict[str, Any] = {}
-    seeing = [record for record in records if record["images"]]
     for name in probes:
-        if name == "blank" and seeing:
+        if name == "blank":
             found[name] = _compared(seeing, base, asking.whole(name, [{**record, "images": []} for record in seeing]))
-        elif name == "other-picture" and len(seeing) > 1:
+        elif name == "other-picture":
             found[name] = _compared(seeing, base, asking.whole(name, other_pictures(seeing, seed)))
         elif name == "shuffled":
             found[name] = _compared(records, base, asking.shuffled(name, records, seed))
