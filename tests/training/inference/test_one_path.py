@@ -337,3 +337,20 @@ def test_a_gpu_that_is_not_there(two_stage_repository, tmp_path, capsys):
     arguments = [str(two_stage_repository), "embedded:n=4", "--output", str(tmp_path / "p.jsonl")]
     assert main(["predict", *arguments, "--device", "cuda"]) == 2
     assert "no GPU here" in capsys.readouterr().err
+
+
+def test_sources_that_are_padded_on_the_left_are_read_whole(two_stage_repository, no_generate):
+    """As some tokenizers pad; the engine gives what it gives of those padded on the right."""
+    pipeline = load_pipeline(two_stage_repository, "cpu")
+    inputs = pipeline.processor(list(generate_problems(4, seed=2)))
+    left = dict(inputs)
+    for start in ("", "answer_"):
+        names = (f"{start}input_ids", f"{start}attention_mask")
+        missing = (inputs[names[1]] == 0).sum(1).tolist()
+        for name in names:
+            rolled = [row.roll(by) for row, by in zip(inputs[name], missing, strict=True)]
+            left[name] = torch.stack(rolled)
+        assert any(missing)
+    found, expected = (pipeline.model.generate(**given, max_new_tokens=6) for given in (left, inputs))
+    assert torch.equal(found.rationale_ids, expected.rationale_ids)
+    torch.testing.assert_close(found.option_log_probs, expected.option_log_probs, atol=1e-4, rtol=0)
