@@ -113,3 +113,35 @@ def write_published(path: str | Path = "docs/protocols.md") -> None:
     from mmcot.training.common import write_between_markers
 
     write_between_markers(path, "published", published_tables())
+
+
+# -- docs/evidence.md -------------------------------------------------------------------------------------------------
+
+MEASURED = "docs/results/paper-embedded.json"
+
+
+def shareable(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What `mmcot paper` left in results.json, without the rows' recipes, which name folders of one machine."""
+    rows = {
+        name: {key: value for key, value in row.items() if key not in ("recipe", "predictions")}
+        for name, row in content["rows"].items()
+    }
+    return {**content, "rows": rows}
+
+
+def write_measured(results: str | Path, path: str | Path = "docs/evidence.md", source: str | Path = MEASURED) -> None:
+    """Puts a finished `results.json` into docs/results, and its tables between the page's `measured` markers."""
+    import json
+
+    from mmcot.training.common import write_between_markers, write_json
+
+    content = shareable(json.loads(Path(results).read_text(encoding="utf-8")))
+    write_json(source, content)
+    write_between_markers(path, "measured", measured_tables(content))
+
+
+def measured_tables(content: Mapping[str, Any]) -> str:
+    """The tables as a part of a page."""
+    _, _, text = format_tables(content).partition("\n\n")
+    minutes = sum(row["seconds"] for row in content["rows"].values()) / 60
+    return f"Source: `{content['source']}`, {len(content['rows'])} rows in {minutes:.0f} minutes.\n\n{text.strip()}"

@@ -16,8 +16,9 @@ EMBEDDED = "embedded:n=8000,val=200,test=1000,skills=flower+layers+flag+tense"
 
 _SIZES = {
     "base": {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 8, "dropout_rate": 0.0},
-    "large": {"d_model": 96, "d_kv": 24, "d_ff": 192, "num_layers": 3, "num_heads": 8, "dropout_rate": 0.0},
+    "large": {"d_model": 64, "d_kv": 16, "d_ff": 256, "num_layers": 3, "num_heads": 8, "dropout_rate": 0.0},
 }
+_START_STEPS = {"large": 1300}  # a deeper network finds later how to look up what a rationale names
 _PIXELS = 64
 _TRANSFORMER = {
     "hidden_size": 64,
@@ -106,6 +107,8 @@ def start_recipe(size: str, folder: Path, tokenizer: Path, overrides: Sequence[s
     import json
 
     values = {"model": _SIZES[size], "tokenizer": str(tokenizer), "output_dir": str(folder)}
+    if size in _START_STEPS:
+        values["max_steps"] = _START_STEPS[size]
     return load_recipe("paper-start", [*(f"{key}={json.dumps(value)}" for key, value in values.items()), *overrides])
 
 

@@ -203,3 +203,25 @@ def test_the_docs_are_written_from_the_published_figures():
     between = page.partition("<!-- published:begin -->\n")[2].partition("\n<!-- published:end -->")[0]
     assert between == published_tables()
     assert "| two stages, text alone | `text-only` | 91.76 → 70.53 | not stated | 90.73 → 78.57 | generated |" in page
+
+
+def test_the_page_of_what_was_measured_is_written_from_its_result_file():
+    from pathlib import Path
+
+    from mmcot.training.paper.markdown import MEASURED, measured_tables
+
+    root = Path(__file__).parents[3]
+    content = json.loads((root / MEASURED).read_text(encoding="utf-8"))
+    page = (root / "docs" / "evidence.md").read_text(encoding="utf-8")
+    assert page.partition("<!-- measured:begin -->\n")[2].partition("\n<!-- measured:end -->")[0] == measured_tables(
+        content
+    )
+    # what the page's text says of the figures
+    found = {row: content["rows"][row]["accuracy"]["Avg"] for row in content["rows"]}
+    assert (
+        content["finished"]
+        and found["base"] - found["text-only"] > 20
+        and found["base"] - found["one-stage-qcm-a"] > 20
+    )
+    assert abs(found["captions-only"] - found["text-only"]) < 3 and found["large"] < found["base"]
+    assert found["text-one-stage-qcm-lea"] >= found["text-one-stage-qcm-a"]
