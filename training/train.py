@@ -132,9 +132,11 @@ def next_commands(recipe: Recipe) -> str:
     if not (hub / "config.json").is_file():
         return f"\n{folder} holds the answer stage alone: hub/ needs the rationale stage too (stages=both)"
     split = "" if recipe.test_split is None else f" --split {recipe.test_split}"
+    some = recipe.max_test_samples if recipe.test_split is not None else recipe.max_eval_samples
+    partial = "" if some is None else " --partial"
     commands = [
         (f"mmcot app {folder}", "ask it in the browser"),
-        (f"mmcot report {folder}", "one page with all figures"),
+        (f"mmcot report {folder}{partial}", "one page with all figures"),
         (f"mmcot predict {hub} {recipe.data}{split} --output predictions.jsonl", "answer more questions"),
         (f"mmcot push {hub} YOUR-NAME/{folder.absolute().name} --dry-run", "what would be published"),
     ]

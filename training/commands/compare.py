@@ -8,6 +8,8 @@ The runs are predictions files of `mmcot predict` and `mmcot reason`.
 import argparse
 from pathlib import Path
 
+from mmcot.training.commands.options import add_partial
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("problems", metavar="SOURCE", help="the problems that were asked")
@@ -19,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=FILE",
         help="a run; others are tested against the first",
     )
+    add_partial(parser)
     parser.add_argument("--json", metavar="OUT", help="write the result here")
 
 
@@ -34,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
         if name in runs:
             raise UserError(f"--run {given}: there is a run of that name already")
         runs[name] = Path(file)
-    result = compare_runs(args.problems, runs, args.split)
+    result = compare_runs(args.problems, runs, args.split, args.partial)
     print(format_runs(result))
     if args.json:
         write_json(args.json, result)

@@ -14,7 +14,7 @@ whose truth is known; with --predictions of such a source, also on what the mode
 import argparse
 from typing import Any
 
-from mmcot.training.commands.options import refuse
+from mmcot.training.commands.options import add_partial, refuse
 from mmcot.training.commands.source import SOURCE, add_source_arguments, source_options
 
 
@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--agreement", metavar="LABELS", help="a second labeller's file: Cohen's kappa")
     parser.add_argument("--other", metavar="FILE", help="another run's predictions: which errors did it correct?")
     parser.add_argument("--validate", action="store_true", help="precision and recall of the indicator (embedded:…)")
+    add_partial(parser)
     parser.add_argument("--json", metavar="OUT", help="write the result here")
     add_source_arguments(parser)
 
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("give --predictions FILE, whose wrong answers are looked at; or --validate")
     asking = ("hints", "pictures", "columns", "allow_urls", "allow_outside")  # of the pictures that a labeller sees
     if not args.predictions:
-        labelling = ("n", "seed", "labels", "labeller", "count_only", "agreement", "other")
+        labelling = ("n", "seed", "labels", "labeller", "count_only", "agreement", "other", "partial")
         refuse(args, "without --predictions", *labelling, *asking)
     if args.labels is None:
         refuse(args, "without --labels FILE", "agreement", "count_only", "labeller", *asking)
@@ -70,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
             pictures=args.pictures,
             second_labels=args.agreement,
             other=args.other,
+            partial=args.partial,
             **source_options(args),
         )
     print(format_study(result))

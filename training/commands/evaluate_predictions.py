@@ -15,7 +15,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mmcot.training.commands.options import refuse
+from mmcot.training.commands.options import add_partial, refuse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,11 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="ScienceQA folder or problems.json, a JSON object {id: problem}, JSON Lines, or any other problem source",
     )
     parser.add_argument("--split", help="split that was predicted (default: the one whose ids the predictions have)")
-    parser.add_argument(
-        "--partial",
-        action="store_true",
-        help="score what is predicted; leave out questions without a prediction",
-    )
+    add_partial(parser)
     parser.add_argument(
         "--risk-coverage", action="store_true", help="also: accuracy of the answers that the model is surest about"
     )
@@ -109,18 +105,13 @@ def _compare(args: argparse.Namespace, problems, splits) -> dict[str, Any]:
 
 
 def _score(args: argparse.Namespace, problems, splits) -> dict[str, Any]:
-    from mmcot.training.common import UserError
     from mmcot.training.data.mixture import is_mixture
     from mmcot.training.evaluation.protocol import protocol_of, rationale_format_of, told, told_line
     from mmcot.training.evaluation.reading import match_file
     from mmcot.training.evaluation.scoring import evaluate_predictions, evaluate_sources
     from mmcot.training.evaluation.tables import format_table
 
-    try:
-        chosen, predictions = match_file(args.predictions, problems, splits, args.split, args.partial)
-    except UserError as error:
-        hint = "; --partial scores what there is" if "without a prediction" in str(error) and not args.partial else ""
-        raise UserError(f"{error}{hint}") from None
+    chosen, predictions = match_file(args.predictions, problems, splits, args.split, args.partial)
     options = {
         "protocol": protocol_of(args.predictions, args.protocol),
         "rationale_format": rationale_format_of(args.predictions, args.rationale_format),

@@ -12,6 +12,13 @@ def given_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
     }
 
 
+def add_partial(parser: argparse.ArgumentParser) -> None:
+    """`--partial`, of the commands that read predictions and their problems."""
+    parser.add_argument(
+        "--partial", action="store_true", help="take what is predicted; leave out questions without a prediction"
+    )
+
+
 def refuse(args: argparse.Namespace, why: str, *names: str) -> None:
     """Refuses options that the command would not read, as in "--seed has no effect without --labels".
 

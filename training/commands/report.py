@@ -18,7 +18,7 @@ that ends in .svg draws the first alone.
 import argparse
 from pathlib import Path
 
-from mmcot.training.commands.options import refuse
+from mmcot.training.commands.options import add_partial, refuse
 from mmcot.training.commands.source import add_source_arguments, problems_of, source_options
 from mmcot.training.common import UserError
 
@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", metavar="MODEL", help="repository whose attention is shown (default: the first run's; none: no)"
     )
     parser.add_argument("--limit", type=int, default=6, metavar="N", help="right and wrong answers in the gallery")
+    add_partial(parser)
     parser.add_argument("--json", metavar="OUT", help="write all figures here")
     parser.add_argument("--device", default=None)
     add_source_arguments(parser)
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     if args.limit < (1 if ending in PICTURES else 0):
         raise UserError(f"--limit {args.limit}: give a whole number of at least {1 if ending in PICTURES else 0}")
     if ending in PICTURES:
-        names = ("problems", "probe", "evidence", "protocol", "model", "json")
+        names = ("problems", "probe", "evidence", "protocol", "partial", "model", "json")
         refuse(args, f"on a picture ({args.output}): give MODEL and SOURCE alone", *names)
         if ending == ".svg":
             refuse(args, "on an .svg file, which holds one answer", "limit")
@@ -88,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
         split=args.split,
         probes=probes,
         protocol=args.protocol,
+        partial=args.partial,
         model=args.model,
         examples=args.limit,
         device=args.device,

@@ -238,6 +238,8 @@ def match_file(
             )
         elif split is None and predicted is not None:
             hint = f"; its header names the split {predicted!r}"
+        if "without a prediction" in str(error) and not partial:
+            hint += "; --partial takes the questions that have one"
         raise UserError(f"{who}: {error}{hint}") from None
 
 

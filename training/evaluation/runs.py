@@ -15,13 +15,16 @@ from mmcot.training.evaluation.scoring import evaluate_predictions
 MOST_DIFFERING = 10
 
 
-def compare_runs(source: str | Path, runs: Mapping[str, str | Path], split: str | None = None) -> dict[str, Any]:
+def compare_runs(
+    source: str | Path, runs: Mapping[str, str | Path], split: str | None = None, partial: bool = False
+) -> dict[str, Any]:
     """Compares predictions files, whatever method wrote them.
 
     Args:
         source: the problems, as `read_problems` takes them.
         runs: name → predictions file; the first is what the others are tested against.
         split: that was predicted; default: the one whose ids the files have.
+        partial: leave out problems without a prediction; all runs have to answer the same.
 
     Returns:
         `runs`: name → scores as `evaluate_predictions` gives them, with `header` (method, model, protocol), `cost`
@@ -38,7 +41,7 @@ def compare_runs(source: str | Path, runs: Mapping[str, str | Path], split: str 
     chosen, found, results = None, {}, {}
     for name, path in runs.items():
         facts = read_header(path)
-        own, found[name] = match_file(path, problems, splits, split, name=name)
+        own, found[name] = match_file(path, problems, splits, split, partial, name=name)
         chosen = own if chosen is None else chosen
         check_same_questions(next(iter(runs)), f"{name} ({path})", chosen, own)
         result = evaluate_predictions(

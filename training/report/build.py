@@ -20,6 +20,7 @@ def write_report(
     split: str | None = None,
     probes: Mapping[str, str | Path] | None = None,
     protocol: str | None = None,
+    partial: bool = False,
     model: str | Path | None = None,
     examples: int = 6,
     device: str | None = None,
@@ -33,7 +34,7 @@ def write_report(
         runs: folders that `mmcot train` left (their `output_dir`), or predictions files; as NAME=PATH to name them.
         output: the page, and beside it the same as Markdown; an ending .md writes Markdown alone, without charts and
             pictures, for which neither matplotlib nor the pictures are needed.
-        source, split, probes, protocol: see `report_figures`.
+        source, split, probes, protocol, partial: see `report_figures`.
         model: a repository whose attention the gallery shows; default: that of the first run; "none": no attention.
         examples: right ones, and as many wrong ones, in the gallery; 0 leaves it out.
         source_options: how `load_problems` reads the source, as {"allow_urls": True}.
@@ -52,7 +53,8 @@ def write_report(
     if output.suffix.lower() not in ENDINGS:
         raise UserError(f"{output}: a report is a page, so its name ends in .html (or .md)")
     opened = open_runs([str(run) for run in runs], split)
-    figures, problems = report_figures(opened, source=source, split=split, probes=probes, protocol=protocol)
+    options = {"source": source, "split": split, "probes": probes, "protocol": protocol, "partial": partial}
+    figures, problems = report_figures(opened, **options)
     figures["evidence"] = read_evidence(evidence)
     found = sections(figures)
     title = " and ".join(figures["runs"])

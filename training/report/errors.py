@@ -36,6 +36,7 @@ def error_study(
     pictures: str | Path | None = None,
     second_labels: str | Path | None = None,
     other: str | Path | None = None,
+    partial: bool = False,
     **source_options: Any,
 ) -> dict[str, Any]:
     """Draws wrong answers, has them labelled, and counts.
@@ -48,6 +49,7 @@ def error_study(
         hints, pictures: see `label_errors`, `save_pictures`.
         second_labels: another labeller's file, for the agreement.
         other: another run's predictions, for what it corrected.
+        partial: leave out problems without a prediction.
         source_options: `columns`, `allow_urls`, `allow_outside` of `load_problems`, for the pictures.
 
     Returns:
@@ -56,7 +58,7 @@ def error_study(
         and recall of the indicator, the labels being the truth), `agreement`, `corrected`, `corrected_hallucinations`.
     """
     problems, splits = read_problems(source, split)
-    problems, found = match_file(predictions, problems, splits, split)
+    problems, found = match_file(predictions, problems, splits, split, partial)
     drawn = draw_errors(problems, found, n, seed)
     automatic = automatic_labels(drawn, problems, found)
     result: dict[str, Any] = {

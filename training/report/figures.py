@@ -17,6 +17,7 @@ def report_figures(
     split: str | None = None,
     probes: Mapping[str, str | Path] | None = None,
     protocol: str | None = None,
+    partial: bool = False,
 ) -> tuple[dict[str, Any], dict[str, Mapping]]:
     """The figures of a report, and the problems that they are of.
 
@@ -27,6 +28,7 @@ def report_figures(
         probes: name → predictions file of the first run's model on the same questions, with its pictures blanked or
             shuffled, say.
         protocol: of files that don't say it.
+        partial: leave out problems without a prediction; all runs have to answer the same.
 
     Returns:
         {"source", "split", "n", "chance", "runs": {name → {"result" (`evaluate_predictions`), "header", "by": {field →
@@ -52,13 +54,13 @@ def report_figures(
     answers: dict[str, dict[str, Any]] = {}
     found: dict[str, Any] = {"source": str(source), "split": split, "runs": {}, "probes": {}, "tests": {}}
     for run in runs:
-        own, answers[run.name] = match_file(run.file, everything, splits, split, name=run.name)
+        own, answers[run.name] = match_file(run.file, everything, splits, split, partial, name=run.name)
         problems = problems or own
         check_same_questions(first.name, f"{run.name} ({run.file})", problems, own)
         found["runs"][run.name] = _of_run(run, problems, answers[run.name], protocol)
     found |= {"n": len(problems), "chance": chance(problems)}
     for name, path in (probes or {}).items():
-        own, probed = match_file(path, everything, splits, split, name=name)
+        own, probed = match_file(path, everything, splits, split, partial, name=name)
         check_same_questions(first.name, f"{name} ({path})", problems, own)
         columns = compare(problems, answers[first.name], probed, protocol=_protocol(found, first))["columns"]
         found["probes"][name] = {"file": Path(path).name, "columns": columns}

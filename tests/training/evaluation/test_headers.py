@@ -49,6 +49,40 @@ def test_other_names_of_a_split_are_the_same(tmp_path):
     assert main(["evaluate", "--predictions", str(file), "--problems", SOURCE, "--split", "val"]) == 0
 
 
+def test_every_command_takes_a_part_when_asked_and_says_how_when_not(tmp_path, capsys):
+    one, two = write(tmp_path / "one.jsonl", n=4), write(tmp_path / "two.jsonl", n=4)
+    both = ("--problems", SOURCE, "--split", "test")
+    out = ("--output", tmp_path / "report.md", "--json", tmp_path / "figures.json")
+    commands = [
+        ("evaluate", "--predictions", one, *both),
+        ("compare", SOURCE, "--split", "test", "--run", f"a={one}", "--run", f"b={two}"),
+        ("errors", SOURCE, "--split", "test", "--predictions", one),
+        ("report", one, *both, *out),
+    ]
+    for command in commands:
+        assert "2 without a prediction" in (err := said(capsys, *command)) and "--partial takes" in err
+        assert main([*map(str, command), "--partial"]) == 0
+        printed = capsys.readouterr().out
+        assert command[0] not in ("evaluate", "errors") or "4 of 6 questions" in printed or "of 4 answers" in printed
+    assert json.loads((tmp_path / "figures.json").read_text())["n"] == 4
+
+
+def test_a_run_that_tested_a_part_names_a_report_that_works():
+    from mmcot.training.stages.recipe import load_recipe
+    from mmcot.training.train import next_commands
+
+    for limits, partial in (["max_test_samples=4"], " --partial "), ([], " "), (["max_train_samples=4"], " "):
+        recipe = load_recipe("embedded", ["output_dir=/nowhere/hub-less", *limits])
+        assert f"report /nowhere/hub-less{partial}" in _with_hub(next_commands, recipe)
+
+
+def _with_hub(function, recipe) -> str:
+    from unittest.mock import patch
+
+    with patch("pathlib.Path.is_file", return_value=True):
+        return function(recipe)
+
+
 def test_a_header_without_a_split_tells_to_leave_it_out(tmp_path, capsys):
     file = write(tmp_path / "all.jsonl", None, "test")
     with open(file, "a") as lines:
