@@ -83,11 +83,6 @@ def _is_empty(image: Any) -> bool:
     return is_absent(image) or (isinstance(image, str) and image == "")
 
 
-def is_address(path: str) -> bool:
-    """Whether an image has to be downloaded."""
-    return path.lower().startswith(("http://", "https://"))
-
-
 def image_reference(image: Any, folder: Path, leave: Leave) -> dict[str, Any]:
     path, data = (image.get("path"), image.get("bytes")) if isinstance(image, dict) else (image, None)
     data = path if isinstance(path, bytes) else data
@@ -102,7 +97,7 @@ def image_reference(image: Any, folder: Path, leave: Leave) -> dict[str, Any]:
             return {"path": None, "bytes": base64.b64decode(path.partition(",")[2], validate=True)}
         except binascii.Error:
             raise UserError(f"an image's base64 data can't be decoded: {shown(path)}") from None
-    if is_address(path):
+    if path.lower().startswith(("http://", "https://")):
         if not leave.urls:
             raise UserError(
                 f"its image is an address, {shown(path)}: download it into the source's folder, "

@@ -15,7 +15,7 @@ from mmcot.training.data.files import (
     several_configurations,
     split_of_image,
 )
-from mmcot.training.data.images import Leave, chosen, given_images, image_references, is_address
+from mmcot.training.data.images import Leave, chosen, given_images, image_references
 from mmcot.training.data.keys import GUESSES, KeyReport, renamed
 from mmcot.training.data.known_layouts import ai2d_rows, implied_image, is_ai2d
 from mmcot.training.data.records import Faults, Row, checked, is_absent, shown, with_each_solution
@@ -56,7 +56,7 @@ def open_source(
         folder = OriginalFolder(path)
         return Opened(
             rows=lambda: folder.rows(split),
-            images=lambda row, raw, own: folder.image_files(raw, own, allowed),
+            images=lambda row, raw, own: [] if image_rule == "none" else folder.image_files(raw, own, allowed),
             resolve=lambda row, paths: [{"path": str(path), "bytes": None} for path in paths],
             splits=tuple(folder.splits),
             selected=split in folder.splits,
@@ -158,32 +158,18 @@ class Reading:
             raise UserError(f"id {shown(record['id'])} occurs twice")
         if self.remembers:
             self.ids.add(record["id"])
-        images = [] if self.image_rule == "none" else self.opened.images(row, raw, said)
+        images = self.opened.images(row, raw, said)
         taken = chosen(images, self.image_rule)
         self.losing += self.image_rule == "original" and len(taken) < len(images)
         record |= {"images": taken, "has_image": _has_image(raw), "split": own}
         if wanted is None or own in wanted:
             record["images"] = self.opened.resolve(row, taken)
         key = None
-        if (own is None and wanted is not None) or self.sharing.needed:
-            # which split it is made to be in; whether folders share questions is told without reading their pictures
-            held = raw | {"images": self._pictures(row, raw, said)} if own is None else raw
-            key = content_key(held, "" if self.opened.files else f"{record['id']}/")
+        if own is None or self.sharing.needed:
+            key = content_key(raw, "" if self.opened.files else f"{record['id']}/")
             self.sharing.add(key, own, row.file)
         records = with_each_solution(record, raw["solution"]) if self.each_rationale else [record]
         return own, records, key
-
-    def _pictures(self, row: Row, raw: dict, said: str | None) -> list:
-        """Bytes of a record's pictures, so that the same picture is the same under every path; as the record names
-        them where they can't be read, or would have to be downloaded."""
-        named = given_images(raw["images"])
-        if any(isinstance(image, str) and is_address(image) for image in named):
-            return named
-        try:
-            found = self.opened.resolve(row, self.opened.images(row, raw, said))
-            return [Path(one["path"]).read_bytes() if one["bytes"] is None else one["bytes"] for one in found]
-        except (UserError, OSError):
-            return named
 
     def raise_faults(self, source: str) -> None:
         """

@@ -38,7 +38,7 @@ def split_members(split: str) -> tuple[str, ...]:
 def content_key(raw: dict[str, Any], owner: str = "") -> bytes:
     """Equal for records with the same question, choices, context and images, whatever their answers, ids and places.
 
-    Images count by their bytes where `raw` holds them, else by the path as the record gives it: nothing is read here.
+    Images count by their bytes, or by the path as the record gives it: nothing is read.
 
     Args:
         owner: tells images of one name apart, where each problem has a folder of its own.
