@@ -111,9 +111,10 @@ def read_yaml(text: str) -> Any:
         def compose_mapping_node(self, anchor):
             node, seen = super().compose_mapping_node(anchor), set()
             for key, _ in node.value:
-                if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                known = (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else id(key)  # 1 is not "1"
+                if known in seen:
                     raise yaml.YAMLError(f"key {key.value!r} occurs twice (line {key.start_mark.line + 1})")
-                seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
+                seen.add(known)
             return node
 
     return yaml.load(text, Loader=UniqueKeys)  # noqa: S506 - a SafeLoader

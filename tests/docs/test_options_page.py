@@ -44,7 +44,7 @@ def test_the_tables_are_the_results():
 def test_each_figure_says_how_it_was_made():
     results = json.loads((ROOT / "docs/results/options.json").read_text(encoding="utf-8"))
     rows = [row for group in results["groups"] for row in group["rows"]]
-    assert len(rows) > 5 and all(row["n"] == 2000 and row["command"].startswith("mmcot ") for row in rows)
+    assert len(rows) > 5 and all(row["n"] >= 1000 and row["command"].startswith("mmcot ") for row in rows)
     for row in rows:
         assert row["ci95"][0] <= row["accuracy"] <= row["ci95"][1]
         assert (row["difference"] is None) == (row["difference_ci95"] is None)

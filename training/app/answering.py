@@ -129,7 +129,7 @@ def answer_stream(
 def sees_pictures(pipeline) -> bool:
     """Whether the model looks at a question's picture: not if it was trained on text alone."""
     model = pipeline.model
-    return (model.vision if pipeline.two_stage else model.encoder.vision) is not None
+    return (model.rationale if pipeline.two_stage else model).config.has_fusion
 
 
 def _picture(pipeline, problem: Mapping[str, Any]):

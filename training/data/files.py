@@ -225,6 +225,16 @@ def _matching(folder: Path, patterns: list[tuple[str, str | None]]) -> Iterator[
 # -- changes ----------------------------------------------------------------------------------------------------------
 
 
+def source_files(path: str, config: str | None) -> list[DataFile]:
+    """The files that a source's records are read from, with the split that each one's name tells."""
+    if is_original(path):
+        names = ("problems.json", "pid_splits.json", "captions.json")
+        return [DataFile(Path(path) / name) for name in names if (Path(path) / name).is_file()]
+    if is_ai2d(Path(path)):
+        return [DataFile(file) for file in ai2d_files(Path(path))]
+    return data_files(path, config)
+
+
 def source_stamp(path: str, config: str | None) -> str:
     """Changes whenever what a source yields may have: its table is then built anew."""
     here = Path(__file__).parent

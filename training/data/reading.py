@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from mmcot.training.common import UserError
 from mmcot.training.data.files import (
+    SHARDS,
     DataFile,
     data_files,
     is_original,
@@ -134,6 +135,9 @@ class Reading:
     def _record(self, row: Row, wanted: tuple[str, ...] | None) -> tuple[str | None, list[dict], bytes | None] | None:
         unknown = self.keys.take(row.values)
         raw = renamed(row.values, self.columns, unknown)
+        if row.file.endswith(SHARDS) and row.split and (split_name(raw["split"]) or row.split) != row.split:
+            # shards of other splits aren't opened, so that nobody would ever find it
+            raise UserError(f"says split {shown(raw['split'])}, and its shard's name says {row.split}")
         own = said = split_name(raw["split"]) or row.split or split_of_image(row.values.get("file_name"))
         label = own or os.path.splitext(os.path.basename(row.file))[0]
         if own is not None:

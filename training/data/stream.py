@@ -1,11 +1,12 @@
 """Problem records read anew in every pass, of which nothing is kept: for sources larger than a disk's cache."""
 
+import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mmcot.training.common import UserError
-from mmcot.training.data.files import locate, source_stamp
+from mmcot.training.data.files import locate, source_files
 from mmcot.training.data.images import IMAGE_RULES
 from mmcot.training.data.keys import check_columns
 from mmcot.training.data.mixture import is_mixture
@@ -13,6 +14,7 @@ from mmcot.training.data.reading import Reading, open_source
 from mmcot.training.data.records import shown
 from mmcot.training.data.splits import split_members, split_name
 
+READ = 65536  # bytes at either end of a file that tell it from another of the same size
 NOTED = 500  # records after which it is said which of their keys aren't read
 
 
@@ -54,9 +56,24 @@ def stream_problems(
     return IterableDataset.from_generator(_records, features=problem_features(), gen_kwargs={"arguments": [arguments]})
 
 
-def stream_stamp(source: str | os.PathLike) -> str:
-    """Another one whenever a file of the source was written: what a stream can be known by without reading it."""
-    return source_stamp(*locate(source))
+def stream_stamp(source: str | os.PathLike, split: str) -> str:
+    """What a stream can be known by without reading it: name, size, beginning and end of each of its files, wherever
+    they lie. Pictures beside them are not looked at."""
+    path, config = locate(source)
+    if path.startswith("embedded"):
+        return hashlib.sha256(path.encode()).hexdigest()
+    members = split_members(split_name(split))
+    found = hashlib.sha256()
+    for file in source_files(path, config):
+        if file.split is not None and file.split not in members:
+            continue
+        name = os.path.relpath(file.path, path) if os.path.isdir(path) else file.path.name
+        size = file.path.stat().st_size
+        with file.path.open("rb") as content:
+            begin = content.read(READ)
+            content.seek(max(0, size - READ))
+            found.update(repr((name, size, begin, content.read(READ))).encode())
+    return found.hexdigest()
 
 
 def _records(arguments: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -7,6 +7,7 @@ at all is an error.
 import ast
 import csv
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -219,8 +220,6 @@ def _parquet_rows(path: Path, spare: bool) -> Iterator[Row]:
 
 # -- WebDataset -------------------------------------------------------------------------------------------------------
 
-_PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
-
 
 def _shard_rows(path: Path) -> Iterator[Row]:
     """A shard of WebDataset, read from front to back: members that lie together and differ in what follows the first
@@ -231,14 +230,18 @@ def _shard_rows(path: Path) -> Iterator[Row]:
     try:
         with tarfile.open(path, mode="r|") as shard:
             for member in shard:
-                if not member.isfile() or Path(member.name).name.startswith("."):
-                    continue
                 folder, _, name = member.name.rpartition("/")
                 stem, _, ending = name.partition(".")
+                if member.islnk() or member.issym():
+                    raise UserError(f"{path}: {member.name} is a link: pack the file itself (tar --hard-dereference)")
+                if not member.isfile() or not stem or stem == "README":
+                    continue
                 if (folder, stem) != key and members:
                     yield _sample(path, key, members)
                     members = {}
-                key = folder, stem
+                key, ending = (folder, stem), ending.lower()
+                if ending in members:
+                    raise UserError(f"{path}: {member.name} occurs twice")
                 members[ending] = shard.extractfile(member).read()
                 if len(members[ending]) < member.size:
                     raise tarfile.ReadError("unexpected end of data")
@@ -247,6 +250,9 @@ def _shard_rows(path: Path) -> Iterator[Row]:
             if file.read().strip(b"\0"):
                 raise tarfile.ReadError("unexpected end of data")
     except (tarfile.TarError, OSError, EOFError) as error:
+        with path.open("rb") as file:
+            if file.read(2) == b"\x1f\x8b":
+                raise UserError(f"{path}: is compressed: unpack it with gunzip") from None
         where = f"damaged behind {'/'.join(filter(None, key))}" if key else "not a tar archive"
         raise UserError(f"{path}: {where} ({error})") from None
     if members:
@@ -256,10 +262,10 @@ def _shard_rows(path: Path) -> Iterator[Row]:
 def _sample(path: Path, key: tuple[str, str], members: dict[str, bytes]) -> Row:
     place = f"sample {shown('/'.join(filter(None, key)))}"
     values, fault, pictures = {}, None, []
-    for ending, content in sorted(members.items()):
-        if Path(f".{ending}").suffix.lower() in _PICTURES or f".{ending}".lower() in _PICTURES:
+    for ending, content in sorted(members.items(), key=lambda member: _numbers_in(member[0])):
+        if re.fullmatch(r"(\d+\.)?(png|jpe?g|webp|gif|bmp)", ending):
             pictures.append({"path": None, "bytes": content})
-        elif ending.lower() != "json":
+        elif ending != "json":
             values[ending] = content
     try:
         record = json.loads(members["json"].decode("utf-8-sig"))
@@ -276,6 +282,9 @@ def _sample(path: Path, key: tuple[str, str], members: dict[str, bytes]) -> Row:
     if pictures:  # the archive's own; names of files that the record was made from lead nowhere
         record = {name: value for name, value in record.items() if name not in ("images", *ALIASES["images"])}
         record["images"] = pictures
-    if is_absent(record.get("id")) and all(is_absent(record.get(name)) for name in ALIASES["id"]):
-        record["id"] = f"{path.stem}/{key[1]}"
     return Row(str(path), place, values | record)
+
+
+def _numbers_in(ending: str) -> tuple:
+    """In the order of numbers: 2.png before 10.png."""
+    return tuple((int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", ending))

@@ -1,5 +1,6 @@
 """`Seq2SeqTrainingArguments` of a stage: our defaults, then the recipe's keys; a key without effect is refused."""
 
+import json
 import os
 from pathlib import Path
 
@@ -35,6 +36,7 @@ REFUSED: dict[str, tuple[tuple, str]] = {
     "local_rank": ((-1,), "launch with accelerate or torchrun, which say it"),
     "parallelism_config": ((None,), "an accelerate configuration says it"),
 }
+STREAM_CHECKPOINTS = 20  # of a training on a stream, which has no epochs, unless the recipe says how many
 # … and those that our own batches of like lengths don't take
 REFUSED_BY_LENGTH = {"dataloader_drop_last": (False,)}
 
@@ -80,8 +82,15 @@ def training_arguments(recipe: Recipe, folder: Path, has_eval: bool):
         values["load_best_model_at_end"] = False
     if recipe.streaming:  # batches come in the stream's order, and each process takes its own from the whole of it
         values["train_sampling_strategy"] = "random"
-        config = {"dispatch_batches": False, **(values.get("accelerator_config") or {})}
-        values["accelerator_config"] = config
+        config = values.get("accelerator_config") or {}
+        if isinstance(config, str):
+            config = json.loads(Path(config).read_text(encoding="utf-8"))
+        values["accelerator_config"] = {"dispatch_batches": False, **config}
+        every = max(1, values["max_steps"] // STREAM_CHECKPOINTS)
+        for kind in ("eval", "save"):
+            if values[f"{kind}_strategy"] == "epoch":  # our default; of a recipe it was refused
+                values[f"{kind}_strategy"] = "steps"
+                values.setdefault(f"{kind}_steps", every)
     values.setdefault("run_name", Path(recipe.output_dir).absolute().name)
     values.setdefault("generation_max_length", recipe.max_new_tokens + 1)  # the start token counts
     values.setdefault("generation_num_beams", recipe.num_beams)
@@ -122,7 +131,8 @@ def _by_length(recipe: Recipe) -> list[str]:
     values = {**TRAINING_DEFAULTS, **recipe.training}
     if recipe.streaming:
         asked = recipe.training.get("train_sampling_strategy")
-        return [f"train_sampling_strategy: {asked}: a stream has its own order"] if asked else []
+        own = "a stream has its own order; give random"
+        return [] if asked in (None, "random") else [f"train_sampling_strategy: {asked}: {own}"]
     if values["train_sampling_strategy"] != "group_by_length":
         tokens = "tokens_per_batch: needs train_sampling_strategy: group_by_length"
         return [tokens] if recipe.tokens_per_batch is not None else []

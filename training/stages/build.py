@@ -139,10 +139,14 @@ def vision_of(recipe: Recipe):
         config = configs[0]
         if len(configs) > 1:
             sides = [getattr(config, "image_size", None) for config in configs]
-            config = MMCoTBackbonesConfig(backbones=configs, image_sizes=[side and [side, side] for side in sides])
+            config = MMCoTBackbonesConfig(backbones=configs, image_sizes=[_height_and_width(side) for side in sides])
         return config, None, recipe.vision_feature or "last_hidden_state"
     config, vision, feature = load_vision(recipe.vision)
     return config, vision, recipe.vision_feature or feature
+
+
+def _height_and_width(side: int | list[int] | None) -> list[int] | None:
+    return [side, side] if isinstance(side, int) else side and list(side)
 
 
 def load_vision(vision: str | list[str]):

@@ -1,7 +1,9 @@
 """Training of one stage, which leaves a folder that is complete, or is gone on with."""
 
+import contextlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +97,8 @@ def train_stage(
     )
     group_metrics(trainer, stage, Path(recipe.output_dir))
     with quiet_libraries():
-        result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        with _worker_errors():
+            result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         trained = trainer.accelerator.unwrap_model(trainer.model)
         _check_finite(trained, stage)
         # evaluation leaves transformers' default of 20 there, which every later call would have to overrule
@@ -108,6 +111,17 @@ def train_stage(
         mark_step(folder, identity, finished=True, processes=args.world_size, **facts)
     trainer.accelerator.wait_for_everyone()
     return trained
+
+
+@contextlib.contextmanager
+def _worker_errors() -> Iterator[None]:
+    """Errors of a loader's worker as they were raised there, without the traceback that PyTorch puts into them."""
+    try:
+        yield
+    except Exception as error:
+        if getattr(error, "user_error", False) and "Original Traceback" in str(error):
+            raise UserError(str(error).strip().splitlines()[-1].partition(": ")[2]) from None
+        raise
 
 
 def machine_facts(args) -> dict[str, Any]:

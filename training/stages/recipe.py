@@ -50,8 +50,8 @@ class Recipe:
         train_split: name of the split to train on.
         eval_split: name of the split to evaluate on while training; may be null.
         test_split: name of the split to test on; may be null.
-        streaming: read the training split anew in every pass and keep no table of it, for sources larger than the
-            disk; needs max_steps.
+        streaming: read the training split anew in every pass and keep no table of it, for sources too large for a
+            second copy; needs max_steps.
         shuffle_buffer_size: problems of a stream that are held, of which the next one is drawn; 1: the source's order.
         max_train_samples: train on the first so many problems only; of a mixture on so many from all its sources.
         max_eval_samples: evaluate on so many problems only, likewise.

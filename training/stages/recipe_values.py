@@ -74,9 +74,11 @@ def from_dict(values: dict[str, Any]) -> Recipe:
 
 def _check_together(recipe: Recipe) -> None:
     from mmcot.processing.prompts_mmcot import OUTPUT_FORMATS, ProblemError, reads_rationale, split_format
-    from mmcot.training.stages.streaming import check_streaming
 
-    check_streaming(recipe)
+    if recipe.streaming:
+        from mmcot.training.stages.streaming import check_streaming
+
+        check_streaming(recipe)
 
     for stage in STAGES:
         _check_backbones(recipe.for_stage(stage))

@@ -153,7 +153,7 @@ class Run:
         if split == "train" and self.stream is not None:
             from mmcot.training.data.stream import stream_stamp
 
-            self._fingerprints[split] = f"stream {stream_stamp(self.recipe.data)}"
+            self._fingerprints[split] = CONTENT + stream_stamp(self.recipe.data, self.recipe.train_split)
         if split not in self._fingerprints:
             reads = self.recipe.vision is not None or self.recipe.features is not None
             self._fingerprints[split] = CONTENT + content_fingerprint(self.questions(split), images=reads)
@@ -190,9 +190,9 @@ class Run:
     def training_samples(self, stage: str):
         """Those of the training split; of both stages for shared weights."""
         if self.stream is not None:
-            from mmcot.training.stages.streaming import streamed_samples
+            from mmcot.training.stages.streaming import Passes, streamed_samples
 
-            return streamed_samples(
+            samples = streamed_samples(
                 self.stream,
                 self.processor,
                 stage,
@@ -202,6 +202,7 @@ class Run:
                 buffer_size=self.recipe.shuffle_buffer_size,
                 seed={**TRAINING_DEFAULTS, **self.recipe.training}["seed"],
             )
+            return Passes(samples)
         rationales = None
         if self.recipe.cross_fit is not None and stage == "answer":
             from mmcot.training.stages.cross_fit import cross_fitted_rationales
@@ -221,8 +222,14 @@ class Run:
         Raises:
             UserError: it was begun or finished from others.
         """
-        folder = self.folder / stage
-        done = step_is_done(folder, training_identity(self, stage))
+        folder, identity = self.folder / stage, training_identity(self, stage)
+        if self.stream is not None:
+            found = read_manifest(folder)
+            if found is not None and not found["finished"] and found["settings"].get("data") != identity["data"]:
+                # a bad record far off may have been mended, which is no reason to lose the steps before it
+                logger.warning(f"{folder}: its data were changed since the training began, which goes on with them")
+                identity["data"] = found["settings"].get("data")
+        done = step_is_done(folder, identity)
         return done and any((folder / f"model.safetensors{end}").is_file() for end in ("", ".index.json"))
 
     def is_predicted(self, stage: str, split: str) -> bool:

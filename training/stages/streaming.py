@@ -6,7 +6,11 @@ with a later one stops the run at its batch, and the last checkpoint is gone on 
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import IterableDataset
 
 from mmcot.training.common import UserError
 from mmcot.training.stages.recipe import Recipe
@@ -28,8 +32,6 @@ NEEDS_A_TABLE: dict[str, tuple[Any, str]] = {
 
 def check_streaming(recipe: Recipe) -> None:
     """Raises a UserError for keys that don't go with `streaming`."""
-    if not recipe.streaming:
-        return
     stages = ("answer",) if recipe.one_stage else ("rationale", "answer")
     for of_stage in (recipe, *map(recipe.for_stage, stages)):
         for key, (passed, reason) in NEEDS_A_TABLE.items():
@@ -39,6 +41,11 @@ def check_streaming(recipe: Recipe) -> None:
         steps = recipe.for_stage(stage).training.get("max_steps")
         if (stage in recipe.stages or recipe.stages == "both") and (steps is None or steps < 1):
             raise UserError(f"max_steps: streaming needs it, for nobody knows how long a pass is ({stage} stage)")
+        for key in ("eval_strategy", "save_strategy"):
+            if recipe.for_stage(stage).training.get(key) == "epoch":
+                raise UserError(f"{key}: a stream has no epochs; give steps, or no")
+        if (recipe.for_stage(stage).training.get("dataloader_num_workers") or 0) > 1:
+            raise UserError("dataloader_num_workers: a stream has one reader; give 1 at most")
 
 
 def open_stream(recipe: Recipe) -> datasets.IterableDataset:
@@ -50,11 +57,29 @@ def open_stream(recipe: Recipe) -> datasets.IterableDataset:
     return stream if recipe.max_train_samples is None else stream.take(recipe.max_train_samples)
 
 
-def first_problems(stream: datasets.IterableDataset, count: int = LOOKED_OVER) -> datasets.Dataset:
+def first_problems(stream: datasets.IterableDataset) -> datasets.Dataset:
     """The first problems of a stream, as `load_problems` gives them."""
     from datasets import Dataset
 
-    return Dataset.from_list(list(stream.take(count)), features=stream.features)
+    return Dataset.from_list(list(stream.take(LOOKED_OVER)), features=stream.features)
+
+
+class Passes(IterableDataset):
+    """A stream again and again, in another order each time: one endless pass for the Trainer, which can't tell where a
+    stream ends, and goes on from a checkpoint by skipping what came before it."""
+
+    def __init__(self, samples: datasets.IterableDataset):
+        self.samples = samples
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for number in itertools.count():
+            self.samples.set_epoch(number)
+            empty = True
+            for sample in self.samples:
+                empty = False
+                yield sample
+            if empty:  # a loader's worker without a share
+                return
 
 
 def streamed_samples(

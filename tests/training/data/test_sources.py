@@ -214,7 +214,7 @@ def test_hub_id_is_downloaded_once_and_read_as_a_folder(hub_folder, monkeypatch)
 def test_no_such_source(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
         load_problems(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="expected a .jsonl, .json, .csv, .tsv or .parquet file"):
+    with pytest.raises(ValueError, match="expected a .jsonl, .json, .csv, .tsv, .parquet or .tar file"):
         load_problems(__file__)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(FileNotFoundError, match="someone/nothing: .*not to be had from the Hub") as raised:

@@ -77,7 +77,9 @@ def test_memory_is_flat(tmp_path):
 
 def test_the_stamp_changes_with_the_files(tmp_path):
     file = json_lines(tmp_path / "train.jsonl", *records(2))
-    before = stream_stamp(file)
-    assert stream_stamp(file) == before
+    before = stream_stamp(file, "train")
+    file.touch()
+    json_lines(tmp_path / "test.jsonl", *records(1))
+    assert stream_stamp(file, "train") == before != stream_stamp(tmp_path / "test.jsonl", "test")
     json_lines(file, *records(3))
-    assert stream_stamp(file) != before
+    assert stream_stamp(file, "train") != before

@@ -151,13 +151,15 @@ def test_files_of_another_kind_are_left_out_with_a_word(tmp_path, caplog):
 # --- WebDataset ---
 
 
-def shard(path, **members: bytes | dict):
-    """A shard; double underscores in names stand for dots."""
+def shard(path, **members: bytes | dict | None):
+    """A shard; double underscores in names stand for dots, None for a link."""
     with tarfile.open(path, "w") as archive:
         for name, content in members.items():
-            data = json.dumps(content).encode() if isinstance(content, dict) else content
+            data = json.dumps(content).encode() if isinstance(content, dict) else content or b""
             member = tarfile.TarInfo(name.replace("__", "."))
             member.size = len(data)
+            if content is None:
+                member.type, member.linkname = tarfile.LNKTYPE, "elsewhere.png"
             archive.addfile(member, io.BytesIO(data))
     return path
 
@@ -171,9 +173,36 @@ def test_a_webdataset_shard_is_read_with_its_pictures(tmp_path):
     shard(tmp_path / "test-0000.tar", c1__json=problem(), c1__jpg=red)
     one, two, three = load_problems(tmp_path, "train")
     assert [[image["bytes"] for image in row["images"]] for row in (one, two, three)] == [[red], [], [red, blue]]
-    assert [row["id"] for row in (one, two, three)] == ["train-0000/a1", "train-0000/a2", "own"]
+    assert [row["id"] for row in (one, two, three)] == ["train-000000", "train-000001", "own"]
     assert [row["answer"] for row in (one, two, three)] == [1, 0, 1] and one["has_image"]
     assert len(load_problems(tmp_path, "test")) == 1
+
+
+def test_a_shards_many_pictures_are_in_the_order_of_their_numbers(tmp_path):
+    pictures = {f"a__{number}__png": f"{number}".encode() for number in (12, 1, 2, 10)}
+    [row] = load_problems(shard(tmp_path / "train.tar", a__JSON=problem(), README__md=b"hello", **pictures), "train")
+    assert [image["bytes"] for image in row["images"]] == [b"1", b"2", b"10", b"12"]
+
+
+def test_shards_of_one_name_in_two_folders_do_not_share_ids(tmp_path):
+    tmp_path = tmp_path / "shards"
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir(parents=True)
+        shard(tmp_path / split / "0000.tar", a__json=problem(), b__json=problem())
+    assert len(set(load_problems(tmp_path)["id"])) == 4
+
+
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        ({"a__json": problem(split="val")}, "says split 'val', and its shard's name says train"),
+        ({"a__json": problem(), "a__JSON": problem()}, "occurs twice"),
+        ({"a__json": problem(), "a__png": None}, "is a link"),
+    ],
+)
+def test_what_a_shard_would_lose_is_refused(tmp_path, members, said):
+    with pytest.raises(UserError, match=said):
+        load_problems(shard(tmp_path / "train.tar", **members), "train")
 
 
 def test_a_shards_samples_and_damage_are_named(tmp_path):

@@ -87,8 +87,8 @@ def test_the_indicator_is_validated_on_what_a_run_wrote(files, tmp_path, monkeyp
     "arguments, message",
     [
         ((), "give --predictions FILE"),
-        (("--predictions", "{blind}", "--count-only"), "need --labels"),
-        (("--predictions", "{blind}", "--n", "0"), "n=0: give a whole number"),
+        (("--predictions", "{blind}", "--count-only"), "--count-only has no effect without --labels"),
+        (("--predictions", "{blind}", "--n", "0"), "--n 0: give a whole number"),
         (("--predictions", "nowhere.jsonl"), "no predictions file"),
     ],
 )

@@ -1,5 +1,6 @@
 """Training on a stream: the samples of the table, resumed as if uninterrupted, and refused where it can't be."""
 
+import itertools
 import json
 import shutil
 
@@ -57,14 +58,50 @@ def test_a_run_on_a_stream_trains_tests_and_publishes(data, tmp_path):
     assert "`train` a stream, `val` 4" in (tmp_path / "run" / "hub" / "README.md").read_text()
 
 
-def test_a_resumed_stream_ends_as_the_whole_one(data, tmp_path, monkeypatch):
-    """Within the second pass: 32 samples, batches of 8, six steps."""
-    steps = ("max_steps=6", "answer.max_steps=1", "stages=rationale", "max_test_samples=1")
+@pytest.mark.parametrize("step", [3, 7])
+def test_a_resumed_stream_ends_as_the_whole_one(data, tmp_path, monkeypatch, step):
+    """A pass is four batches: within the first pass, and within the second."""
+    steps = ("max_steps=8", "answer.max_steps=1", "stages=rationale", "max_test_samples=1")
     run_recipe(recipe(data, tmp_path / "whole", *steps))
-    interrupted(monkeypatch, tmp_path / "cut", 5, *steps, make=lambda *args: recipe(data, *args))
+    interrupted(monkeypatch, tmp_path / "cut", step, *steps, make=lambda *args: recipe(data, *args))
+    assert (tmp_path / "cut" / "rationale" / f"checkpoint-{step - 1}").is_dir()
     run_recipe(recipe(data, tmp_path / "cut", *steps))
     whole, resumed = (load_file(tmp_path / name / "rationale" / "model.safetensors") for name in ("whole", "cut"))
     assert all(torch.equal(weight, resumed[name]) for name, weight in whole.items())
+
+
+def test_passes_have_each_sample_once_in_another_order(data, tmp_path):
+    run = Run(recipe(data, tmp_path))
+    ids = [row["id"] for row in itertools.islice(run.training_samples("rationale"), 64)]
+    one, two = ids[:32], ids[32:]
+    assert len(set(one)) == 32 and sorted(one) == sorted(two) and one != two
+
+
+def test_checkpoints_are_written_while_a_pass_lasts(data, tmp_path):
+    made = [value for value in TINY if not value.startswith(("save_", "eval_strategy"))]
+    common = [
+        *made,
+        f"data={data}",
+        f"output_dir={tmp_path}",
+        "streaming=true",
+        "stages=rationale",
+        "save_total_limit=9",
+    ]
+    run_recipe(load_recipe("own-data", ["tokenizer=train", *common, "max_steps=3", "max_test_samples=1"]))
+    assert {path.name for path in (tmp_path / "rationale").glob("checkpoint-*")} == {
+        f"checkpoint-{n}" for n in (1, 2, 3)
+    }
+
+
+def test_a_finished_run_is_known_by_its_training_files_alone(data, tmp_path):
+    copy, only = shutil.copytree(data, tmp_path / "boxes"), ("stages=rationale", "max_test_samples=1")
+    run_recipe(recipe(copy, tmp_path / "run", *only))
+    (copy / "README.md").write_text("mine")
+    (copy / "train.jsonl").touch()
+    moved = copy.rename(tmp_path / "moved")
+    before = (tmp_path / "run" / "rationale" / "model.safetensors").stat().st_mtime_ns
+    run_recipe(recipe(moved, tmp_path / "run", *only))
+    assert (tmp_path / "run" / "rationale" / "model.safetensors").stat().st_mtime_ns == before
 
 
 def test_other_files_are_another_run(data, tmp_path):
@@ -77,13 +114,20 @@ def test_other_files_are_another_run(data, tmp_path):
         run_recipe(recipe(copy, tmp_path / "run", *only))
 
 
-def test_a_bad_record_far_off_stops_the_run_by_name(data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_record_far_off_stops_the_run_by_name_and_mended_it_goes_on(data, tmp_path, monkeypatch, workers):
     monkeypatch.setattr("mmcot.training.stages.streaming.LOOKED_OVER", 8)
     copy = shutil.copytree(data, tmp_path / "boxes")
     lines = (copy / "train.jsonl").read_text().splitlines(keepends=True)
-    (copy / "train.jsonl").write_text("".join([*lines[:24], '{"question": "Which?"}\n', *lines[24:]]))
-    with pytest.raises(UserError, match=r"train\.jsonl.*line 25"):
-        run_recipe(recipe(copy, tmp_path / "run"))
+    (copy / "train.jsonl").write_text("".join([*lines[:28], '{"question": "Which?"}\n', *lines[28:]]))
+    options = ("shuffle_buffer_size=1", f"dataloader_num_workers={workers}", "stages=rationale", "max_test_samples=1")
+    with pytest.raises(UserError, match=r"^[^\n]*train\.jsonl[^\n]*line 29[^\n]*$"):
+        run_recipe(recipe(copy, tmp_path / "run", *options))
+    if workers == 0:  # a worker reads ahead, and may find it sooner
+        assert (tmp_path / "run" / "rationale" / "checkpoint-2").is_dir()
+    (copy / "train.jsonl").write_text("".join(lines))
+    assert run_recipe(recipe(copy, tmp_path / "run", *options)) is not None
+    assert (tmp_path / "run" / "rationale" / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize(
@@ -97,6 +141,8 @@ def test_a_bad_record_far_off_stops_the_run_by_name(data, tmp_path, monkeypatch)
         ("answer.tokens_per_batch=512", "tokens_per_batch: doesn't go with streaming"),
         ("shuffle_buffer_size=0", "shuffle_buffer_size: 0 is too small"),
         ("train_sampling_strategy=sequential", "a stream has its own order"),
+        ("save_strategy=epoch", "save_strategy: a stream has no epochs"),
+        ("dataloader_num_workers=2", "dataloader_num_workers: a stream has one reader"),
     ],
 )
 def test_what_needs_a_table_is_refused_by_name(data, tmp_path, override, said):
