@@ -26,15 +26,8 @@ TASK = "multimodal-cot"
 TASKS = (TASK, "image-text-to-text", "question-answering")
 UPLOAD_ARGUMENTS = ("repo_id", "private", "token", "commit_message", "commit_description", "revision", "create_pr")
 # Written by others than the model: carried over from the repository that the model was loaded from.
-REPOSITORY_FILES = [
-    "README.md",
-    "example.png",
-    "requirements.txt",
-    "LICENSE",
-    "processor_config.json",
-    "preprocessor_config.json",
-    "spiece.model",
-]
+REPOSITORY_FILES = ["README.md", "example.png", "requirements.txt", "LICENSE", "spiece.model"]
+REPOSITORY_FILES += ["processor_config.json", "preprocessor_config.json"]
 REPOSITORY_FILES += ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
 PROCESSING_FILES = ["processing_mmcot.py", "image_processing_mmcot.py", "image_reading_mmcot.py", "prompts_mmcot.py"]
 PROCESSING_FILES += ["tokens_mmcot.py"]

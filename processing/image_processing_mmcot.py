@@ -51,17 +51,8 @@ _IMAGENET = {"image_mean": IMAGENET_DEFAULT_MEAN, "image_std": IMAGENET_DEFAULT_
 # The others: timm's evaluation transform of vit_large_patch32_384, resnet101_clip.openai and resnet50; the short side
 # is the input's size divided by timm's crop_pct (1.0, 0.9, 0.95).
 PRESETS = {
-    "detr": {
-        "size": {"shortest_edge": 224},
-        "resample": PILImageResampling.BILINEAR,
-        "do_pad": True,
-        **_IMAGENET,
-    },
-    "vit": {
-        "size": {"shortest_edge": 384},
-        "crop_size": {"height": 384, "width": 384},
-        "do_center_crop": True,
-    },
+    "detr": {"size": {"shortest_edge": 224}, "resample": PILImageResampling.BILINEAR, "do_pad": True, **_IMAGENET},
+    "vit": {"size": {"shortest_edge": 384}, "crop_size": {"height": 384, "width": 384}, "do_center_crop": True},
     "clip": {
         "size": {"shortest_edge": 248},
         "crop_size": {"height": 224, "width": 224},

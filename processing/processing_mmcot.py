@@ -27,15 +27,7 @@ from .prompts_mmcot import (
     reads_rationale,
     split_format,
 )
-from .tokens_mmcot import (
-    check_tokenizer,
-    end_ids,
-    join_parts,
-    readable_text,
-    source_parts,
-    token_ids,
-    warn_of_losses,
-)
+from .tokens_mmcot import check_tokenizer, end_ids, join_parts, readable_text, source_parts, token_ids, warn_of_losses
 
 SOURCE_TRUNCATIONS = ("keep_ends", "end")
 _ANSWER_PREFIX = "The answer is ("

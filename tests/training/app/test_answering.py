@@ -85,6 +85,22 @@ def test_a_model_without_eyes_is_not_asked_again(tiny_tokenizer, tmp_path, pictu
     assert "It has no eyes" in result_html(last) and "asking without" not in result_html(last)
 
 
+def test_a_model_that_was_trained_on_features_has_eyes_elsewhere(tiny_tokenizer):
+    """Its backbone isn't in it: that isn't the same as one that was trained on text alone."""
+    from two_stage_models import make_stage
+
+    from mmcot import MMCoTModel, MMCoTPipeline, MMCoTProcessor
+    from mmcot.training.app.answering import sees_pictures
+
+    processor = MMCoTProcessor(None, tiny_tokenizer, max_source_length=200)
+    for settings, sees in (
+        ({"vision_config": None, "image_feature_size": 16}, True),
+        ({"vision_config": None}, False),
+    ):
+        model = MMCoTModel.from_stages(*(make_stage(processor, seed, **settings) for seed in (0, 1)), processor)
+        assert sees_pictures(MMCoTPipeline(model=model, processor=processor)) is sees
+
+
 def test_every_word_has_its_own_attention(pipeline, picture):
     problem = problem_of(str(picture), "Which trait is it?", "red\nblue")
     *_, last = answer_stream(pipeline, problem, compare=False)

@@ -130,6 +130,15 @@ def test_a_bad_record_far_off_stops_the_run_by_name_and_mended_it_goes_on(data, 
     assert (tmp_path / "run" / "rationale" / "model.safetensors").is_file()
 
 
+def test_an_accelerator_configuration_may_be_a_file(data, tmp_path):
+    from mmcot.training.stages.arguments import training_arguments
+
+    (tmp_path / "accelerator.json").write_text('{"split_batches": true}')
+    given = recipe(data, tmp_path, f"accelerator_config={tmp_path / 'accelerator.json'}").for_stage("rationale")
+    config = training_arguments(given, tmp_path / "rationale", has_eval=False).accelerator_config
+    assert config.split_batches is True and config.dispatch_batches is False
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [

@@ -232,3 +232,9 @@ def test_a_run_that_was_moved_keeps_its_best_checkpoint(tmp_path):
     state = TrainerState(best_model_checkpoint="/where/it/was/rationale/checkpoint-7")
     _Resumption().on_train_begin(SimpleNamespace(output_dir=str(tmp_path)), state, None)
     assert state.best_model_checkpoint == str(tmp_path / "checkpoint-7")
+
+
+def test_backbones_may_want_pictures_that_are_no_squares():
+    from mmcot.training.stages.build import _height_and_width
+
+    assert list(map(_height_and_width, (None, 64, [48, 64]))) == [None, [64, 64], [48, 64]]
