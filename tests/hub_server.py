@@ -197,7 +197,10 @@ class HubServer:
         if method == "PUT":
             if hashlib.sha256(body.read_bytes()).hexdigest() != sha256:
                 raise HubError(400, "The content does not have the announced SHA-256")
-            shutil.copyfile(body, self._blob_path(sha256))
+            # whole at once: the same content may be uploaded twice at a time, under two names
+            arrived = self._blob_path(f"{sha256}.{threading.get_ident()}")
+            shutil.copyfile(body, arrived)
+            os.replace(arrived, self._blob_path(sha256))
             return Reply()
         if not self._blob_path(sha256).is_file():
             raise HubError(403, "No such object")

@@ -117,6 +117,10 @@ def read_mixture(file: Path) -> tuple[dict[str, dict[str, Any]], int]:
     seed = content.get("seed", 0)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise UserError(f"{file}: seed must be a whole number, but is {shown(seed)}")
+    names = [str(name) for name in listed]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:  # 1 and "1", which are two keys to YAML
+        raise UserError(f"{file}: key {twice!r} occurs twice")
     return {str(name): _source(f"{file}: {name}", str(name), given) for name, given in listed.items()}, seed
 
 
