@@ -37,15 +37,6 @@ class MMCoTBackbones(PreTrainedModel):
         config.hidden_size = sum(self.widths)
         self.post_init()
 
-    @classmethod
-    def from_backbones(cls, backbones: list[PreTrainedModel], **settings) -> "MMCoTBackbones":
-        """Joins networks as they are; `settings` are those of `MMCoTBackbonesConfig`."""
-        config = MMCoTBackbonesConfig(backbones=[backbone.config for backbone in backbones], **settings)
-        with torch.device("meta"):  # only the frame
-            model = cls(config)
-        model.backbones = nn.ModuleList(backbones)
-        return model.eval()
-
     @can_return_tuple
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> BaseModelOutput:
         """Runs all of them.

@@ -90,9 +90,7 @@ def check_loaded(source, model, info: dict, saved_config: dict, ignore_mismatche
         "holds weights that the model does not know:": [
             name for name in info["unexpected_keys"] if left_out.isdisjoint(name.split("."))
         ],
-        "holds weights of other shapes than config.json says:": [
-            f"{name} {tuple(shape)}" for name, shape, _ in shapes
-        ],
+        "holds weights of other shapes than config.json says:": [f"{name} {tuple(size)}" for name, size, _ in shapes],
         "holds weights that are NaN or infinite:": _not_finite(model),
     }
     differing = [name.split() for names in list(faults.values())[:3] for name in names]
@@ -111,15 +109,13 @@ def check_loaded(source, model, info: dict, saved_config: dict, ignore_mismatche
 
 def _reading(config: dict) -> str:
     """A configuration's backbone and fusion, in words."""
-    vision, width = config.get("vision_config") or {}, config.get("image_feature_size")
+    vision = config.get("vision_config") or {}
     kind = vision.get("architecture") or vision.get("model_type") or "cached features"
-    name = f"{vision['_name_or_path']} ({kind})" if vision.get("_name_or_path") else kind
-    size = [f"width {vision['hidden_size']}"] if vision.get("hidden_size") else []
-    size += [f"features of width {width}"] if width and width != vision.get("hidden_size") else []
+    words = [f"{vision['_name_or_path']} ({kind})" if vision.get("_name_or_path") else kind]
+    width = vision.get("hidden_size") or config.get("image_feature_size")
+    words += [f"width {width}"] if width else []
     heads, gate = config.get("fusion_num_heads", 1), config.get("fusion_gate", "sigmoid")
-    size += [f"{heads} fusion heads"] if heads != 1 else []
-    size += [f"a {gate} gate"] if gate != "sigmoid" else []
-    return ", ".join([name, *size])
+    return ", ".join(words + [f"{heads} fusion heads"] * (heads != 1) + [f"a {gate} gate"] * (gate != "sigmoid"))
 
 
 def _absent_parts(config: dict) -> set[str]:

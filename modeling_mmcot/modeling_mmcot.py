@@ -203,9 +203,9 @@ class MMCoTForConditionalGeneration(
         if own and weights and not any("mha_layer." in name for name in weights):
             return config
         # By others: to start a training from. No plain import, which would bring the file into every Hub repository.
-        if not saved_config or importlib.util.find_spec(f"{__package__}.checkpoints_mmcot") is None:
+        if not saved_config or importlib.util.find_spec(f"{__package__}.checkpoints") is None:
             return super()._adapt(source, saved_config, weights, config, kwargs)
-        checkpoints = importlib.import_module(".checkpoints_mmcot", __package__)
+        checkpoints = importlib.import_module(".checkpoints", __package__)
         return checkpoints.adapt_checkpoint(cls.config_class, source, saved_config, weights, config, kwargs)
 
     def _after_loading(self, info):

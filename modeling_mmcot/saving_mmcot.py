@@ -40,13 +40,12 @@ def _processing_folder() -> Path | None:
 
 
 def code_files() -> list[Path]:
-    """The source files that travel with a model: this one, its siblings and the processor's.
+    """The source files that travel with a model: those of this folder and the processor's with `_mmcot` in their name.
 
-    Not checkpoints_mmcot.py, which reads what others wrote to start a training from it.
+    The others (checkpoints.py, image_presets.py) serve to make models, not to run them.
     """
     folders = [Path(__file__).parent, _processing_folder()]
-    files = [file for folder in folders if folder for file in folder.glob("*_mmcot*.py")]
-    return sorted(file for file in files if file.name != "checkpoints_mmcot.py")
+    return sorted(file for folder in folders if folder for file in folder.glob("*_mmcot*.py"))
 
 
 def read_repository_files(source, **hub) -> dict[str, bytes]:

@@ -12,7 +12,7 @@ from .prompts_mmcot import PROMPT_FORMATS, ProblemError, build_prompt, option_le
 _LAZY = {
     "MMCoTImageProcessor": "image_processing_mmcot",
     "MMCoTProcessor": "processing_mmcot",
-    "image_processor_for": "image_processing_mmcot",
+    "image_processor_for": "image_presets",
     "image_references": "image_reading_mmcot",
     "load_image": "image_reading_mmcot",
     "load_images": "image_reading_mmcot",

@@ -15,58 +15,17 @@ import torch
 from PIL import Image
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
-from transformers.image_utils import (
-    IMAGENET_DEFAULT_MEAN,
-    IMAGENET_DEFAULT_STD,
-    OPENAI_CLIP_MEAN,
-    OPENAI_CLIP_STD,
-    PILImageResampling,
-)
+from transformers.image_utils import PILImageResampling
 
-from .image_reading_mmcot import (  # noqa: F401 - some under the name that they had here
-    image_references,
-    load_image,
-    load_images,
-    read_image_bytes,
-    to_levels,
-)
+from .image_reading_mmcot import load_image, to_levels
 from .prompts_mmcot import ProblemError
 
 # The files that a saved processor needs beside it; see `copy_code`.
-CODE_FILES = (
-    "image_processing_mmcot.py",
-    "image_reading_mmcot.py",
-    "processing_mmcot.py",
-    "prompts_mmcot.py",
-    "tokens_mmcot.py",
-)
+CODE_FILES = [f"{name}_mmcot.py" for name in ("image_processing", "image_reading", "processing", "prompts", "tokens")]
 
 # The long side of an image may be so many times its short side, where that is resized to a fixed length: a line of
 # 20000 x 1 pixels would become 4480000 x 224. ScienceQA's widest picture has 522 x 53.
 MAX_ASPECT = 20
-
-_IMAGENET = {"image_mean": IMAGENET_DEFAULT_MEAN, "image_std": IMAGENET_DEFAULT_STD}
-
-# Preprocessing of the paper's four backbones. DETR: the original's own `Resize(224)`, ImageNet statistics, no crop.
-# The others: timm's evaluation transform of vit_large_patch32_384, resnet101_clip.openai and resnet50; the short side
-# is the input's size divided by timm's crop_pct (1.0, 0.9, 0.95).
-PRESETS = {
-    "detr": {"size": {"shortest_edge": 224}, "resample": PILImageResampling.BILINEAR, "do_pad": True, **_IMAGENET},
-    "vit": {"size": {"shortest_edge": 384}, "crop_size": {"height": 384, "width": 384}, "do_center_crop": True},
-    "clip": {
-        "size": {"shortest_edge": 248},
-        "crop_size": {"height": 224, "width": 224},
-        "do_center_crop": True,
-        "image_mean": OPENAI_CLIP_MEAN,
-        "image_std": OPENAI_CLIP_STD,
-    },
-    "resnet": {
-        "size": {"shortest_edge": 235},
-        "crop_size": {"height": 224, "width": 224},
-        "do_center_crop": True,
-        **_IMAGENET,
-    },
-}
 
 
 class MMCoTImageProcessor(PilBackend):
@@ -145,22 +104,6 @@ def check_aspect(width: int, height: int, size) -> None:
             f"an image of {width} × {height} pixels: one side is more than {MAX_ASPECT} times the other, and its "
             f"short side is resized to {size['shortest_edge']}; crop it"
         )
-
-
-def image_processor_for(preset: str | int | tuple[int, int]) -> MMCoTImageProcessor:
-    """The image processor of a backbone, made without network.
-
-    Args:
-        preset: "detr", "vit", "clip" or "resnet" (the paper's backbones, exactly as the original preprocessed for
-            them); or, for a backbone of one's own, the side or (height, width) in pixels that images are squeezed to,
-            scaled to [-1, 1].
-    """
-    if isinstance(preset, str):
-        if preset not in PRESETS:
-            raise ProblemError(f"no image preset {preset!r}; there are {', '.join(PRESETS)}, or give a size in pixels")
-        return MMCoTImageProcessor(**PRESETS[preset])
-    height, width = (preset, preset) if isinstance(preset, int) else preset
-    return MMCoTImageProcessor(size={"height": height, "width": width})
 
 
 def image_rows(images: Any, num_texts: int | None) -> list[list]:

@@ -1,7 +1,9 @@
 """The rooms of the package: imports go one way, and what travels to the Hub needs nothing but its siblings."""
 
 import ast
+import io
 import keyword
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -90,6 +92,27 @@ def test_files_are_short_and_well_named(path):
     assert name not in LIBRARIES and not keyword.iskeyword(name), "named like a library"
     # contracts with others: modeling_mmcot/modeling_mmcot.py, and `evaluate.load`'s <metric>/<metric>.py
     assert name not in folders or folders[0] in FLAT or "metrics" in folders, "says a word twice"
+
+
+def code_lines(path: Path) -> int:
+    """Lines of a file that hold code: blank ones, comments and docstrings are not counted."""
+    source, docstrings, code = path.read_text(encoding="utf-8"), set(), set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            docstrings.update(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type in (tokenize.OP, tokenize.NAME, tokenize.NUMBER, tokenize.STRING):
+            code.update(range(token.start[0], token.end[0] + 1))
+    return len(code - docstrings)
+
+
+def test_what_travels_is_small():
+    """Every repository carries this code, and whoever trusts it has to read it."""
+    from mmcot.saving_mmcot import code_files
+
+    files = code_files()
+    assert {"modeling_mmcot.py", "processing_mmcot.py"} <= {file.name for file in files}
+    assert sum(map(code_lines, files)) < 2300
 
 
 def test_packages_of_setup_cfg_are_all_there():

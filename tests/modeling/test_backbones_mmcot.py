@@ -15,7 +15,7 @@ from mmcot.backbones_mmcot import MMCoTBackbones
 from mmcot.configuration_mmcot import MMCoTBackbonesConfig
 from mmcot.errors_mmcot import ModelError
 from mmcot.processing import MMCoTImageProcessor, image_processor_for
-from mmcot.training.features.joined import join_vision
+from mmcot.training.features.joined import from_backbones, join_vision
 from mmcot.training.inference.predict import load_pipeline
 from mmcot.vision_mmcot import build_vision, get_image_features
 
@@ -53,7 +53,7 @@ def squeezed(side, mean, std):
 @pytest.mark.parametrize("feature", ["last_hidden_state", "pooler_output"])
 def test_the_features_are_the_two_alone_side_by_side(feature):
     vit, resnet = networks(vision_config(), RESNET)
-    both = MMCoTBackbones.from_backbones([vit, resnet], vision_features=["last_hidden_state", feature])
+    both = from_backbones([vit, resnet], vision_features=["last_hidden_state", feature])
     found = features_of(both, PIXELS)
     first, second = features_of(vit, PIXELS), features_of(resnet, PIXELS, feature)
     patches = first.shape[1]

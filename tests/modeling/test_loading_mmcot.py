@@ -192,7 +192,7 @@ def test_a_part_that_only_one_side_has_is_the_caller_s_wish(stage, tmp_path):
             {"vision_config": CLIPVisionConfig(**CLIP, image_size=8, patch_size=4)},
             "through vit, width 16, and is asked to through clip_vision_model, width 16",
         ),
-        ({"vision_config": None, "image_feature_size": 24}, "asked to through cached features, features of width 24"),
+        ({"vision_config": None, "image_feature_size": 24}, "asked to through cached features, width 24"),
         ({"fusion_gate": "tanh"}, "asked to through vit, width 16, a tanh gate"),
     ],
 )

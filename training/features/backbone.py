@@ -10,7 +10,7 @@ import torch
 from transformers import MODEL_MAPPING, AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel
 
 from mmcot.backbones_mmcot import MMCoTBackbones
-from mmcot.processing.image_processing_mmcot import MMCoTImageProcessor, image_processor_for
+from mmcot.processing import MMCoTImageProcessor, image_processor_for
 from mmcot.training.common import MissingFileError, UserError
 from mmcot.training.features.joined import join_vision, joined_fingerprint
 from mmcot.training.features.presets import VISION_PRESETS

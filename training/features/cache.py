@@ -212,7 +212,7 @@ def problem_keys(problem: dict, cache: FeatureCache) -> list[str]:
     Raises:
         ValueError: the features of one of its pictures are not in the cache, or belong to another source's problem.
     """
-    from mmcot.processing.image_processing_mmcot import image_references
+    from mmcot.processing import image_references
 
     images = image_references(problem)
     if cache.info["keys"] == "problem id":

@@ -30,7 +30,7 @@ def read_picture(reference) -> tuple[str, bytes | Image.Image]:
         reference = reference["path"] if reference.get("bytes") is None else reference["bytes"]
     if isinstance(reference, Image.Image) or hasattr(reference, "__array__"):
         # here, since it imports much that reading a cache doesn't need
-        from mmcot.processing.image_processing_mmcot import load_image
+        from mmcot.processing import load_image
 
         image = load_image(reference)
         return content_key(b"RGB %d %d " % image.size + image.tobytes()), image

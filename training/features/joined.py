@@ -3,9 +3,12 @@
 import hashlib
 import json
 
+import torch
+from torch import nn
 from transformers.utils import logging
 
 from mmcot.backbones_mmcot import MMCoTBackbones
+from mmcot.configuration_mmcot import MMCoTBackbonesConfig
 from mmcot.training.common import UserError
 
 logger = logging.get_logger("mmcot")
@@ -47,7 +50,16 @@ def join_vision(visions: list, names: list[str], image_processors: list, vision_
             logger.warning(
                 f"{name} gets the pictures as {names[0]} frames them: cut and resized by that one's processor"
             )
-    return MMCoTBackbones.from_backbones(visions, **settings)
+    return from_backbones(visions, **settings)
+
+
+def from_backbones(backbones: list, **settings) -> MMCoTBackbones:
+    """Joins networks as they are; `settings` are those of `MMCoTBackbonesConfig`."""
+    config = MMCoTBackbonesConfig(backbones=[backbone.config for backbone in backbones], **settings)
+    with torch.device("meta"):  # only the frame: the networks move in as they are
+        model = MMCoTBackbones(config)
+    model.backbones = nn.ModuleList(backbones)
+    return model.eval()
 
 
 def joined_fingerprint(vision, fingerprints: list[str]) -> str:

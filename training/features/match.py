@@ -1,6 +1,6 @@
 """Whether a cache holds what a run needs: features of its backbone, and of all its problems' pictures."""
 
-from mmcot.processing.image_processing_mmcot import image_references
+from mmcot.processing import image_references
 from mmcot.training.common import UserError
 from mmcot.training.features.backbone import load_backbone
 from mmcot.training.features.cache import FeatureCache, is_original, problem_keys

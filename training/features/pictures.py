@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from transformers.utils import logging
 
-from mmcot.processing.image_processing_mmcot import image_references, load_image
+from mmcot.processing import image_references, load_image
 from mmcot.training.common import UserError
 from mmcot.training.features.image_keys import read_picture
 

@@ -225,7 +225,7 @@ def no_picture(total: int) -> str:
 
 def _check_images(run, processor, faults: Faults) -> None:
     """Images and features of all splits, and the backbone."""
-    from mmcot.processing.image_processing_mmcot import image_references
+    from mmcot.processing import image_references
     from mmcot.training.data.image_check import check_images
     from mmcot.training.features.cache import problem_keys
     from mmcot.training.features.match import check_features_cover, check_features_match

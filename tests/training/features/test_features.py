@@ -15,7 +15,7 @@ from feature_helpers import only_this_thread, picture_file, released
 from PIL import Image
 from transformers import DetrConfig, TimmWrapperConfig, ViTConfig, ViTModel
 
-from mmcot.processing.image_processing_mmcot import image_processor_for
+from mmcot.processing import image_processor_for
 from mmcot.training.commands import features as features_command
 from mmcot.training.common import UserError
 from mmcot.training.features import pictures as picture_batches

@@ -133,7 +133,7 @@ def test_real_model_answers_from_the_hub_where_this_package_is_not_installed(hub
     from transformers import ViTConfig
 
     from mmcot import MMCoTConfig, MMCoTForConditionalGeneration, MMCoTModel, MMCoTProcessor
-    from mmcot.processing.image_processing_mmcot import image_processor_for
+    from mmcot.processing import image_processor_for
 
     sizes = {"vocab_size": len(tiny_tokenizer), "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
     vit = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}

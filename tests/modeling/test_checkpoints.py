@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from mmcot import MMCoTConfig, MMCoTForConditionalGeneration
-from mmcot.checkpoints_mmcot import convert_original_state_dict, is_original_key
+from mmcot.checkpoints import convert_original_state_dict, is_original_key
 
 LAYOUTS = {"in the encoder": "encoder.", "at the top": ""}
 INPUTS = text_inputs() | image_inputs()
