@@ -12,6 +12,7 @@ _HOME = {
     "check_data": "data.check.problems",
     "check_images": "data.image_check",
     "check_repository": "hub.push",
+    "compare_runs": "evaluation.runs",
     "content_fingerprint": "data.fingerprint",
     "convert": "hub.convert",
     "describe_source": "data.description",
@@ -24,10 +25,13 @@ _HOME = {
     "load_problems": "data.problems",
     "load_recipe": "stages.recipe",
     "predict": "inference.predict",
+    "probe": "inference.probe",
     "push": "hub.push",
     "reason": "reasoning.reason",
     "run_recipe": "train",
+    "stream_problems": "data.stream",
     "tokenizer_from_file": "stages.build",
+    "write_report": "report.build",
 }
 
 __all__ = [*_HOME]  # noqa: PLE0604

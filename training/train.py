@@ -28,6 +28,9 @@ def run_recipe(recipe: Recipe) -> dict[str, dict[str, Any]]:
     It leaves in `output_dir`: `rationale/` and `answer/` (the trained stages), their `predictions_<split>.jsonl`,
     `results_<split>.json`, and `hub/`, the repository to use and to publish.
 
+    Args:
+        recipe: from `load_recipe`.
+
     Returns:
         split → scores of the split, as `evaluate_predictions` gives them; empty where no answers were made.
 

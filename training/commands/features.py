@@ -18,7 +18,7 @@ from mmcot.training.features.extract import DTYPES, extract_features
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", nargs="?", help=f"{SOURCE}; or a folder of pictures")
+    parser.add_argument("source", metavar="SOURCE", nargs="?", help=f"{SOURCE}; or a folder of pictures")
     parser.add_argument(
         "--backbone",
         action="append",

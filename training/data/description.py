@@ -61,6 +61,8 @@ def describe_source(
         name: likewise.
 
     Returns:
+        A dict of
+
         - kind: "scienceqa", "embedded" (generated questions) or "own";
         - name: "ScienceQA", "a subset of ScienceQA (851 of 16,967 questions)", "generated questions (toy data set of
           mmcot)", the name on the Hub, or that of the file or folder;

@@ -61,6 +61,7 @@ def load_problems(
 
     Args:
         source: one of
+
             - an original ScienceQA folder, with images at `images/<split>/<id>/{image,image_2,choice_0,…}.png`;
             - a JSON Lines file: a record a line;
             - a JSON file: a list of records, an object of records by id, or lists of records by split;

@@ -19,6 +19,8 @@ def load_pipeline(model, device=None, dtype: str = "float32"):
     Its networks generate by the engine wherever that gives what transformers' `generate` gives.
 
     Args:
+        model: folder, Hub id, or model in memory.
+        device: as "cpu", "cuda:1" or a `torch.device`; default: the first accelerator, else the CPU.
         dtype: of products and attention: "float32", which gives what transformers' own `pipeline` gives; "auto"
             (bfloat16 where the device has it, else float32; what `predict` takes), "bfloat16", or "int8" on a CPU.
 

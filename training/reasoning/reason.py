@@ -35,7 +35,7 @@ def reason(
     Every raw completion is kept in `<output>.calls.jsonl`. Cut off, the same call goes on and asks nothing twice.
 
     Args:
-        method: one of `METHODS`.
+        method: one of `mmcot.training.reasoning.METHODS`.
         model: from `load_model`, or an `Endpoint`.
         problems: the questions, problem records.
         output: predictions file; appears when it is whole.

@@ -34,7 +34,12 @@ def write_report(
         runs: folders that `mmcot train` left (their `output_dir`), or predictions files; as NAME=PATH to name them.
         output: the page, and beside it the same as Markdown; an ending .md writes Markdown alone, without charts and
             pictures, for which neither matplotlib nor the pictures are needed.
-        source, split, probes, protocol, partial: see `report_figures`.
+        source: the problems; default: what the predictions file says.
+        split: that was predicted; default: what the file says, else the one whose ids it has.
+        probes: name → predictions file of the first run's model on the same questions, with its pictures blanked or
+            shuffled, say.
+        protocol: "generated" or "teacher_forced", of files that don't say it.
+        partial: leave out problems without a prediction; all runs have to answer the same.
         model: a repository whose attention the gallery shows; default: that of the first run; "none": no attention.
         examples: right ones, and as many wrong ones, in the gallery; 0 leaves it out.
         source_options: how `load_problems` reads the source, as {"allow_urls": True}.

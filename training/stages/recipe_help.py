@@ -19,14 +19,25 @@ OUR_DEFAULTS = {**TRAINING_DEFAULTS, "bf16": "auto, where processor or GPU multi
 
 def recipe_help() -> str:
     """All keys of a recipe, one after the other: default, and meaning."""
+    parts = []
+    for heading, entries in recipe_entries():
+        parts.append("\n".join([heading, *(_entry(*entry) for entry in entries)]))
+    return "\n\n".join(parts)
+
+
+def recipe_entries() -> list[tuple[str, list[tuple[str, str, str]]]]:
+    """A heading and its keys (name, default, meaning): the recipe's own, then transformers'."""
     meanings, fields = own_meanings(), {f.name: f.default for f in dataclasses.fields(Recipe)}
-    lines = ["keys of a recipe (default), beside the sections `rationale:` and `answer:` and `extends: NAME`:"]
-    lines += [_entry(key, fields[key], meanings[key]) for key in own_keys()]
-    lines += ["", "and those of transformers' Seq2SeqTrainingArguments, some with defaults of ours:"]
-    for key, (default, meaning) in transformers_meanings().items():
-        if key not in fields:
-            lines.append(_entry(key, OUR_DEFAULTS.get(key, default), meaning))
-    return "\n".join(lines)
+    own = [(key, _shown(fields[key]), meanings[key]) for key in own_keys()]
+    others = [
+        (key, _shown(OUR_DEFAULTS.get(key, default)), meaning)
+        for key, (default, meaning) in transformers_meanings().items()
+        if key not in fields
+    ]
+    return [
+        ("keys of a recipe (default), beside the sections `rationale:` and `answer:` and `extends: NAME`:", own),
+        ("and those of transformers' Seq2SeqTrainingArguments, some with defaults of ours:", others),
+    ]
 
 
 def own_meanings() -> dict[str, str]:
@@ -64,7 +75,7 @@ def _fields_of(node: ast.ClassDef) -> dict[str, tuple[object, str]]:
             default, metadata = given.get("default"), given.get("metadata")
             for key, value in zip(*_items(metadata), strict=True):
                 if _literal(key) == "help":
-                    meaning = str(_literal(value) or "")
+                    meaning = str(_literal(value) or "").replace("%%", "%")  # written for argparse
         found[statement.target.id] = (_literal(default), " ".join(meaning.split()))
     return found
 
@@ -83,7 +94,10 @@ def _literal(node: ast.expr | None) -> object:
         return ast.unparse(node)
 
 
-def _entry(key: str, default: object, meaning: str) -> str:
-    shown = "null" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
-    first = f"  {key} ({shown})"
-    return f"{first}\n{textwrap.fill(meaning, WIDTH, initial_indent=' ' * 6, subsequent_indent=' ' * 6)}".rstrip()
+def _shown(default: object) -> str:
+    return "null" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
+
+
+def _entry(key: str, default: str, meaning: str) -> str:
+    text = textwrap.fill(meaning, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return f"  {key} ({default})\n{text}".rstrip()

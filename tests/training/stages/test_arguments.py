@@ -150,6 +150,7 @@ def test_help_names_every_key_with_its_meaning():
         assert f"\n  {name} (" in text, name
     assert meanings["num_beams"] in text and "num_beams (1)" in text and "learning_rate (5e-05)" in text
     assert set(NAMES) <= set(transformers_meanings())
+    assert "%" in text and "%%" not in text
 
 
 def test_evaluation_decodes_as_use_does(tmp_path):
