@@ -28,9 +28,9 @@ def add_arguments(parser) -> None:
         metavar="NAME=FILE",
         help="predictions of these questions; a second file stands side by side",
     )
-    parser.add_argument("--device", default=None)
+    parser.add_argument("--device", default=None, help="default: the first accelerator, else the CPU")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=7860)
+    parser.add_argument("--port", type=int, default=7860, help="of the page's address (default: %(default)s)")
     parser.add_argument("--share", action="store_true", help="a public address, through Gradio's tunnel")
     parser.add_argument("--mcp", action="store_true", help="serve it as an MCP tool too")
     parser.add_argument("--open", action="store_true", help="open the browser")

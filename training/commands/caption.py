@@ -17,10 +17,15 @@ def add_arguments(parser) -> None:
     parser.add_argument("--split", default=None, help="split of the source (default: all)")
     parser.add_argument("--prompt", help="what the model is told (default: to describe the image, if it takes orders)")
     parser.add_argument("--max-new-tokens", type=int, default=64, help="limit of a caption (default: 64)")
-    parser.add_argument("--num-beams", type=int, default=1)
+    parser.add_argument("--num-beams", type=int, default=1, metavar="N", help="beams of the search (default: 1)")
     parser.add_argument("--batch-size", type=int, default=8, help="pictures at a time (default: 8)")
     parser.add_argument("--device", default=None, help="default: the first accelerator, else the CPU")
-    parser.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto")
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "bfloat16", "float16", "float32"),
+        default="auto",
+        help="auto: bfloat16 on a GPU that has it, else float32 (default)",
+    )
     parser.add_argument("--limit", type=int, default=None, metavar="N", help="only the first N problems")
     add_source_arguments(parser)
 

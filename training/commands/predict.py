@@ -20,7 +20,13 @@ def add_arguments(parser) -> None:
     parser.add_argument("--mode", choices=("score", "generate"), default="score", help="score the choices, or decode")
     parser.add_argument("--blank-images", action="store_true", help="what would it say without the pictures?")
     parser.add_argument("--features", metavar="DIR", help="cache of `mmcot features`, instead of the model's backbone")
-    parser.add_argument("--num-beams", type=int, default=None)
+    parser.add_argument(
+        "--num-beams",
+        type=int,
+        default=None,
+        metavar="N",
+        help="beams of the rationale's search (default: the model's)",
+    )
     parser.add_argument(
         "--rationales",
         type=int,

@@ -47,7 +47,12 @@ def add_model_arguments(parser: argparse.ArgumentParser, name: str = "--model") 
     model.add_argument("--concurrency", type=int, default=8, metavar="N", help="calls of an endpoint at a time")
     model.add_argument("--text-only", action="store_true", help="send no pictures; captions join the context")
     model.add_argument("--device", help="cpu, cuda, auto (several devices); default: an accelerator if there is one")
-    model.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
+    model.add_argument(
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        help="auto: bfloat16 on a GPU that has it, else float32 (default)",
+    )
     model.add_argument("--batch-size", type=int, default=8, metavar="N", help="prompts at a time (default: 8)")
     model.add_argument(
         "--max-tokens-total", type=int, metavar="N", help="stop before more tokens are used, all calls together"

@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, default=6, metavar="N", help="right and wrong answers in the gallery")
     add_partial(parser)
     parser.add_argument("--json", metavar="OUT", help="write all figures here")
-    parser.add_argument("--device", default=None)
+    parser.add_argument("--device", default=None, help="default: the first accelerator, else the CPU")
     add_source_arguments(parser)
 
 

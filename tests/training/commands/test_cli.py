@@ -57,6 +57,13 @@ def test_every_help_begins_with_commands_to_copy(name):
     assert any(re.match(rf"(accelerate launch -m )?mmcot(\.training\.cli)? {name}\b", line) for line in examples)
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_says_what_it_does(name):
+    from mmcot.training.cli import command_parser
+
+    assert not [one.option_strings or one.dest for one in command_parser(name)[0]._actions if not one.help]
+
+
 def test_train_without_a_recipe_lists_recipes_a_line_each(capsys):
     from mmcot.training.stages.recipe_file import recipe_files
 
