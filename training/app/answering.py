@@ -9,6 +9,7 @@ from typing import Any
 from mmcot.training.report.drawing import attention_grid, has_patch_grid
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+MAX_BEAMS, MAX_SAMPLES = 8, 16  # what one question may cost
 _MARK = re.compile(r"\(?([A-Za-z])[).:]\s+(?=\S)")
 
 
@@ -32,17 +33,21 @@ def problem_of(image: Any, question: str, options: str | list[str], context: str
     """A problem as the pipeline takes it.
 
     Raises:
-        AskError: no question, or not 2 to 26 options.
+        AskError: no question, or not 2 to 26 options, each a text.
     """
-    choices = options_of(options or "")
-    if not (question or "").strip():
+    if not isinstance(options or "", str | list) or any(
+        isinstance(one, list | dict) or one is None for one in options or ""
+    ):
+        raise AskError("Options are a list of texts.")
+    choices, question = options_of(options or ""), str(question or "").strip()
+    if not question:
         raise AskError("Write a question first.")
     if not 2 <= len(choices) <= len(LETTERS):
         many = "Give at least two options" if len(choices) < 2 else f"Give at most {len(LETTERS)} options"
         raise AskError(
             f"{many}, one to a line; there {'is' if len(choices) == 1 else 'are'} {len(choices) or 'none'}."
         )
-    return {"question": question.strip(), "choices": choices, "context": (context or "").strip(), "image": image}
+    return {"question": question, "choices": choices, "context": (context or "").strip(), "image": image}
 
 
 class _Tokens:
@@ -151,7 +156,9 @@ def _asked(pipeline, problem: Mapping[str, Any], options: Mapping[str, Any]) -> 
     except ValueError as error:
         if not getattr(error, "user_error", False):
             raise
-        raise AskError(re.sub(r"^problem( number \d+)?:? ", "", str(error)).capitalize()) from None
+        told = re.sub(r"^problem( number \d+)?:? ", "", str(error))
+        told = re.sub(r"raise max_source_length.*", "shorten them", told)  # which an asker can't
+        raise AskError(told[:1].upper() + told[1:]) from None
 
 
 def _while_writing(pipeline, problem, options) -> Iterator[dict[str, Any]]:

@@ -4,9 +4,12 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from transformers.utils import logging
+
 from mmcot.training.common import UserError
 
 DEMO = "mmcot-demo"
+logger = logging.get_logger("mmcot")
 
 
 class Shown(NamedTuple):
@@ -125,10 +128,11 @@ def _collection(source: str, split: str | None, files: dict[str, Path], options:
         if not collection.rows:
             raise UserError(f"none of the {len(problems):,} questions of {source} has a prediction in every file")
         return collection
-    except UserError:
+    except UserError as error:
         if asked:
             raise
-        return None  # the run's questions have moved since: the page goes without
+        logger.warning(f"without the run's predictions: {error}")  # its questions moved, or it is still at work
+        return None
 
 
 def _downloaded_examples(name: str) -> str:

@@ -1,11 +1,12 @@
 """The page: fields, button, result, examples; a second tab for a data set with predictions; the named API."""
 
 import json
+import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmcot.training.app.answering import AskError, answer_stream, problem_of
+from mmcot.training.app.answering import MAX_BEAMS, MAX_SAMPLES, AskError, answer_stream, problem_of
 from mmcot.training.app.look import HEAD
 from mmcot.training.app.rendering import empty_html, error_html, result_html
 
@@ -87,7 +88,7 @@ def build_app(pipeline, name: str = "", link: str | None = None, examples: Seque
         for listen in (button.click, question.submit, options.submit, context.submit):
             listen(respond, **asked, show_progress="minimal", concurrency_limit=1, trigger_mode="once")
             listen(**SCROLL)
-        gradio.api(_api(pipeline), api_name="answer")
+        gradio.api(_api(gradio, pipeline), api_name="answer")
     return page
 
 
@@ -111,13 +112,9 @@ def serve(
         wait: until it is interrupted.
 
     Raises:
-        AskError: the port is taken, or `mcp` lacks its package.
+        AskError: see `check_serving`.
     """
-    if mcp:
-        try:
-            import mcp as _  # noqa: F401
-        except ImportError:
-            raise AskError("--mcp needs its package: pip install 'gradio[mcp]'") from None
+    check_serving(host, port, mcp=mcp)
     try:
         _, address, _ = page.queue(default_concurrency_limit=2).launch(
             server_name=host,
@@ -128,14 +125,38 @@ def serve(
             prevent_thread_lock=True,
             max_file_size=MAX_UPLOAD,
             head=HEAD,
-            quiet=quiet,
+            quiet=True,
             footer_links=["api"],
         )
     except OSError as error:
-        raise AskError(f"the page can't be served on {host}:{port} ({error}): choose another --port") from None
+        raise AskError(f"the page can't be served on {host}:{port} ({error})") from None
+    if not quiet:
+        print(f"the page is at {page.share_url or address} (Ctrl+C ends it)", flush=True)
     if wait:
         page.block_thread()
     return address
+
+
+def check_serving(host: str, port: int, *, mcp: bool = False) -> None:
+    """Whether a page can be served: asked before a model is loaded for it.
+
+    Raises:
+        AskError: the port is taken, there is no such host, or `mcp` lacks its package.
+    """
+    if mcp:
+        try:
+            import mcp as _  # noqa: F401
+        except ImportError:
+            raise AskError("--mcp needs its package: pip install 'gradio[mcp]'") from None
+    try:
+        with socket.socket() as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind((host, port))
+    except socket.gaierror as error:
+        raise AskError(f"--host {host}: is no address of this machine ({error.strerror})") from None
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise AskError(f"the page can't be served on {host}:{port} ({reason}): choose another --port") from None
 
 
 def _gradio():
@@ -156,9 +177,11 @@ def _head(name: str, link: str | None) -> str:
 
 def _decoding(gradio) -> list:
     return [
-        gradio.Slider(1, 8, 1, step=1, label="Beams", info="more than one: written at once, not word by word"),
+        gradio.Slider(1, MAX_BEAMS, 1, step=1, label="Beams", info="more than one: written at once, not word by word"),
         gradio.Slider(0, 512, 0, step=8, label="Longest rationale in tokens", info="0: as the model is set"),
-        gradio.Slider(1, 16, 1, step=1, label="Rationales that vote", info="self-consistency; 1: the likeliest alone"),
+        gradio.Slider(
+            1, MAX_SAMPLES, 1, step=1, label="Rationales that vote", info="self-consistency; 1: the likeliest alone"
+        ),
         gradio.Slider(0.1, 2.0, 1.0, step=0.1, label="Temperature", info="of rationales that vote"),
         gradio.Checkbox(label="Decode the answer freely", info="as the paper does; else the options are scored"),
     ]
@@ -190,8 +213,8 @@ def _short(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:58]}…"
 
 
-def _api(pipeline) -> Callable:
-    """The function behind `/answer` and the MCP tool."""
+def _api(gradio, pipeline) -> Callable:
+    """The function behind `/answer` and the MCP tool. Only a `gradio.Error` reaches the asker in words."""
 
     def answer(
         question: str, options: list[str], context: str = "", image: str = "", num_beams: int = 1, samples: int = 1
@@ -210,14 +233,14 @@ def _api(pipeline) -> Callable:
             rationale; answer, its letter; answer_text; scores, option letter to share; without_picture, the answer
             that is given when the picture is left out.
         """
-        if image and not image.startswith(("http://", "https://", "data:image/")):
-            raise ValueError("image must be an http(s) address or a data: URL")  # no file of this machine
-        problem = problem_of(image or None, question, options, context)
-        if image.startswith("data:"):
-            import base64
-
-            problem["image"] = base64.b64decode(image.partition(",")[2])
-        *_, last = answer_stream(pipeline, problem, num_beams=num_beams, samples=samples)
+        try:
+            if image and not (isinstance(image, str) and image.startswith(("http://", "https://", "data:image/"))):
+                raise AskError("image must be an http(s) address or a data: URL")  # no file of this machine
+            beams, votes = _within("num_beams", num_beams, MAX_BEAMS), _within("samples", samples, MAX_SAMPLES)
+            problem = problem_of(image or None, question, options, context)
+            *_, last = answer_stream(pipeline, problem, num_beams=beams, samples=votes)
+        except AskError as error:
+            raise gradio.Error(str(error), print_exception=False) from None
 
         def letter(index: int | None) -> str | None:
             return None if index is None else chr(65 + index)
@@ -234,14 +257,22 @@ def _api(pipeline) -> Callable:
     return answer
 
 
+def _within(name: str, value: Any, most: int) -> int:
+    if not str(value).isdecimal() or not 1 <= int(value) <= most:
+        raise AskError(f"{name} must be a whole number from 1 to {most}")
+    return int(value)
+
+
 def read_examples(folder: str | Path) -> list[dict]:
-    """The examples that lie in a repository's folder; none where there are none."""
+    """The examples that lie in a repository's folder; none where there are none, or no such thing."""
     file = Path(folder) / "examples" / "examples.json"
-    if not file.is_file():
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return [
+            {**one, "image": str(file.parent / one["image"]) if one.get("image") else None}
+            for one in found
+            if problem_of(None, one["question"], one["choices"])
+            and (not one.get("image") or (file.parent / one["image"]).is_file())
+        ]
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):
         return []
-    found = json.loads(file.read_text(encoding="utf-8"))
-    return [
-        {**one, "image": str(file.parent / one["image"]) if one.get("image") else None}
-        for one in found
-        if not one.get("image") or (file.parent / one["image"]).is_file()
-    ]

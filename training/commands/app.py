@@ -39,7 +39,7 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
     from mmcot.training.app.opening import open_app
-    from mmcot.training.app.page import serve
+    from mmcot.training.app.page import check_serving, serve
 
     predictions: dict[str, Path] = {}
     for given in args.predictions:
@@ -50,6 +50,7 @@ def run(args) -> int:
         predictions[name] = Path(file if equals else given)
     if len(predictions) > 2:
         raise UserError("--predictions: two runs stand side by side, not more")
+    check_serving(args.host, args.port, mcp=args.mcp)
     page = open_app(
         args.model,
         device=args.device,

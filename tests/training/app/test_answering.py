@@ -1,6 +1,8 @@
 """One question to a pipeline, without a browser."""
 
 import json
+import shutil
+import socket
 import subprocess
 import sys
 
@@ -10,7 +12,8 @@ from PIL import Image
 
 from mmcot.training.app.answering import AskError, answer_stream, options_of, problem_of
 from mmcot.training.app.browsing import ANY, Collection
-from mmcot.training.app.opening import find_shown
+from mmcot.training.app.opening import find_shown, open_app
+from mmcot.training.app.page import read_examples
 from mmcot.training.app.rendering import packed, result_html
 from mmcot.training.common import UserError
 from mmcot.training.inference.predict import load_pipeline
@@ -136,6 +139,11 @@ def test_a_broken_and_a_missing_picture_are_sentences(pipeline, tmp_path):
         assert "\n" not in str(error.value) and str(tmp_path) not in str(error.value)
 
 
+def test_what_the_reader_can_do_about_a_text_is_said_in_its_own_words(pipeline):
+    with pytest.raises(AskError, match="^Question and options alone take .* room for .*: shorten them$"):
+        list(answer_stream(pipeline, problem_of(None, "word " * 3000, "a\nb")))
+
+
 def test_html_is_escaped_and_holds_a_bar_for_each_option(pipeline, picture):
     problem = problem_of(str(picture), "Is <b>it</b>?", "<i>red</i>\nblue\ngreen")
     *_, last = answer_stream(pipeline, problem)
@@ -191,6 +199,40 @@ def test_what_is_shown_of_a_folder(tmp_path, two_stage_repository):
         )
     with pytest.raises(UserError, match="holds no model"):
         find_shown(str(tmp_path))
+
+
+def test_a_run_whose_questions_moved_is_shown_without_them_and_says_so(two_stage_repository, tmp_path, caplog):
+    pytest.importorskip("gradio", minversion="6")
+    run = tmp_path / "run"
+    shutil.copytree(two_stage_repository, run / "hub")
+    (run / "answer").mkdir()
+    header = {"header": {"method": "multimodal-cot", "source": "gone.jsonl", "split": "test"}}
+    (run / "answer" / "predictions_test.jsonl").write_text(json.dumps(header) + "\n")
+    with caplog.at_level("WARNING", logger="mmcot"):
+        open_app(str(run), device="cpu")
+    assert [record.message for record in caplog.records if "gone.jsonl" in record.message], caplog.text
+
+
+@pytest.mark.parametrize("content", ["{no json", "[1]", "{}", "3", '[{"question": 1}]', '[{"question": "What?"}]'])
+def test_examples_that_are_none_are_left_out(tmp_path, content):
+    (tmp_path / "examples").mkdir()
+    (tmp_path / "examples" / "examples.json").write_text(content)
+    assert read_examples(tmp_path) == []
+
+
+def test_a_taken_port_is_told_before_a_model_is_loaded(capsys):
+    from mmcot.training.cli import main
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert main(["app", "no-such-model", "--port", str(port)]) == 2
+    told = capsys.readouterr().err.strip()
+    assert told.endswith("choose another --port") and str(port) in told and len(told.splitlines()) == 1
+    for wrong in (["--port", "70000"], ["--host", "no.such.host.invalid"]):
+        assert main(["app", "no-such-model", *wrong]) == 2
+        assert wrong[1] in capsys.readouterr().err
 
 
 def test_nothing_named_trains_the_demo_first(tmp_path, monkeypatch, capsys):

@@ -161,5 +161,18 @@ def test_programs_ask_by_named_parameters(address, two_stage_repository):
     )
     assert found["answer"] == expected["answer"] and found["rationale"] == expected["rationale"]
     assert found["without_picture"] is None
-    with pytest.raises(Exception, match="(?i)data|error|value"):
-        client.predict(question="What?", options=["a", "b"], image="/etc/hostname", api_name="/answer")
+    nothing = {"question": "What?", "options": ["a", "b"], "context": None, "image": None}
+    assert client.predict(**nothing, api_name="/answer")["answer"] in ("A", "B")
+    for wrong, told in (
+        ({"image": "/etc/hostname"}, "http"),
+        ({"image": {"path": "/etc/hostname"}}, "http"),
+        ({"image": "data:image/png;base64,abc"}, "This picture can't be read"),
+        ({"options": ["a"]}, "at least two options"),
+        ({"options": {"A": "red", "B": "blue"}}, "list of texts"),
+        ({"options": ["a", None]}, "list of texts"),
+        ({"question": "word " * 3000}, "shorten them"),
+        ({"num_beams": 1000}, "from 1 to 8"),
+        ({"samples": "many"}, "from 1 to 16"),
+    ):
+        with pytest.raises(Exception, match=told):
+            client.predict(**{"question": "What?", "options": ["a", "b"], **wrong}, api_name="/answer")
