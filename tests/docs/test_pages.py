@@ -27,7 +27,7 @@ def test_blocks_run_or_say_why_not(page):
     assert all(block.note in ("", ENDLESS) or block.note.startswith(NOT_RUN) for block in blocks_of(page))
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES, "README.md"])
 def test_commands_and_options_exist(page):
     from mmcot.training.cli import COMMANDS, command_parser
 

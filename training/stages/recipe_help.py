@@ -14,6 +14,9 @@ from pathlib import Path
 from mmcot.training.stages.recipe import TRAINING_DEFAULTS, Recipe, own_keys
 
 WIDTH = 100
+OWN = """keys of a recipe (default). A section `rationale:` or `answer:` holds keys for that stage alone;
+`extends: NAME` takes all keys of another recipe:"""
+TRANSFORMERS = "keys of transformers' Seq2SeqTrainingArguments (default, some of them ours):"
 OUR_DEFAULTS = {**TRAINING_DEFAULTS, "bf16": "auto, where processor or GPU multiply it themselves"}
 
 
@@ -34,10 +37,7 @@ def recipe_entries() -> list[tuple[str, list[tuple[str, str, str]]]]:
         for key, (default, meaning) in transformers_meanings().items()
         if key not in fields
     ]
-    return [
-        ("keys of a recipe (default), beside the sections `rationale:` and `answer:` and `extends: NAME`:", own),
-        ("and those of transformers' Seq2SeqTrainingArguments, some with defaults of ours:", others),
-    ]
+    return [(OWN, own), (TRANSFORMERS, others)]
 
 
 def own_meanings() -> dict[str, str]:
