@@ -68,7 +68,9 @@ def commands() -> str:
 def _section(name: str, parser: argparse.ArgumentParser) -> str:
     formatter = argparse.HelpFormatter(parser.prog)
     arguments = [formatter._format_args(one, one.metavar or one.dest) for one in parser._get_positional_actions()]
-    parts = [f"## mmcot {name}", f"```text\n{' '.join(['mmcot', name, '[options]', *arguments])}\n```"]
+    needed = [formatter._format_action_invocation(one) for one in parser._get_optional_actions() if one.required]
+    usage = " ".join(["mmcot", name, *arguments, *needed, "[options]"])
+    parts = [f"## mmcot {name}", f"```text\n{usage}\n```"]
     for paragraph in (parser.description or "").split("\n\n"):
         as_it_stands = re.search(r"^ |\S {2,}\S", paragraph, re.M)
         text = textwrap.dedent(paragraph).strip("\n")
@@ -110,5 +112,6 @@ def recipe_keys() -> str:
 
 
 def _prose(text: str) -> str:
-    """Plain text as Markdown: what isn't between backticks is shown as it is written."""
-    return re.sub(r"`[^`]*`|[<*_\[\]]", lambda one: one[0] if one[0][0] == "`" else f"&#{ord(one[0])};", text)
+    """Plain text as Markdown: what isn't between backticks is shown as it is written; names of pages lead there."""
+    text = re.sub(r"`[^`]*`|[<*_\[\]]", lambda one: one[0] if one[0][0] == "`" else f"&#{ord(one[0])};", text)
+    return re.sub(r"\bdocs/(\w+)\.md", r"[docs/\1.md](\1.md)", text)

@@ -29,7 +29,7 @@ def format_tables(content: Mapping[str, Any]) -> str:
 
 def _table(rows: list[Mapping[str, Any]]) -> list[str]:
     lines = [
-        "| | published | protocol | measured | 95 % interval | n | protocol | ROUGE-L published | measured "
+        "| | published | protocol | measured | 95 % interval | n | protocol | ROUGE-L published | ROUGE-L measured "
         "| difference | p |",
         "|---|--:|---|--:|---|--:|---|--:|--:|--:|--:|",
     ]
