@@ -45,9 +45,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 4096) -> PreTrainedT
             pre_tokenizers.Split(_PIECES, behavior="isolated"),
         ]
     )
-    counts = Counter(
-        piece for text in texts for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(" ".join(text.split()))
-    )
+    counts: Counter[str] = Counter()
+    for word, times in Counter(word for text in texts for word in text.split()).items():
+        for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(word):  # which never spans white space
+            counts[piece] += times
     known = set(always)
     words = [piece for piece, _ in counts.most_common() if piece not in known][: vocab_size - len(always)]
     total = sum(counts.values()) + 1

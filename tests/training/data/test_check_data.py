@@ -172,6 +172,13 @@ def test_what_guessing_gives_where_options_tie():
     assert found["letter"] == found["frequent"] == 100 and found["letter_used"] == "B"
 
 
+def test_only_stages_whose_lengths_are_known_are_tokenised_again(tmp_path, processor):
+    problems = load_problems(json_lines(tmp_path / "q.jsonl", *numbered(4)), "train")
+    known = {("train", "answer"): [processor.max_source_length] * len(problems)}
+    assert list(check_lengths({"train": problems}, processor, known=known)) == ["answer"]
+    assert list(check_lengths({"train": problems}, processor)) == ["rationale", "answer"]
+
+
 def test_what_just_fits_is_not_cut(tmp_path, processor):
     problems = load_problems(json_lines(tmp_path / "q.jsonl", *numbered(4)), "train")
     longest = {stage: found["target"]["max"] for stage, found in check_lengths({"train": problems}, processor).items()}

@@ -20,7 +20,7 @@ def check_lengths(
         processor: an `MMCoTProcessor`: its formats, `max_source_length` and way of shortening count.
         max_target_length: longer targets are cut.
         known: (split, stage) → lengths of the samples as they are after shortening, where they were computed before:
-            only those near the limit are then looked at.
+            only those near the limit are then looked at, and only the stages that it names.
 
     Returns:
         stage → {"limit", "source": {"mean", "p95", "max"} of tokens before any cut (only of what was looked at where
@@ -28,6 +28,9 @@ def check_lengths(
         don't fit at all, "target": {…}, "target_limit", "target_cut"}.
     """
     stages = ["answer"] if processor.rationale_format is None else ["rationale", "answer"]
+    if known is not None:
+        named = {stage for _, stage in known}
+        stages = [stage for stage in stages if stage in named]
     return {stage: _stage_lengths(splits, processor, stage, max_target_length, known or {}) for stage in stages}
 
 
