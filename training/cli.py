@@ -8,6 +8,7 @@ import os
 import sys
 
 from mmcot.training.commands.options import given_options
+from mmcot.training.common import printable
 
 # name: (module of commands/ with add_arguments(parser) and run(args), one line of help); imported only when called
 COMMANDS = {
@@ -113,7 +114,7 @@ def run_command(name: str, argv: list[str]) -> int:
         expected = getattr(error, "user_error", False) or _of_the_system(error)
         if not expected or args.traceback or os.environ.get("MMCOT_TRACEBACK"):
             raise
-        print(f"mmcot {name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"mmcot {name}: error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
 
 

@@ -60,6 +60,15 @@ def log_to_screen() -> None:
     logging.getLogger("mmcot").handlers = [handler]
 
 
+_CONTROLS = (*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_ESCAPES = {number: ascii(chr(number))[1:-1] for number in _CONTROLS}
+
+
+def printable(text: str) -> str:
+    """A text for the screen: characters of others' data that would steer a terminal are shown as escapes."""
+    return text.translate(_ESCAPES)
+
+
 @contextmanager
 def written_whole(path: str | Path, mode: str = "w"):
     """Opens a file beside `path` that is renamed to it when the block ends well."""

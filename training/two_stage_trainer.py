@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmcot.training.common import UserError, log_to_screen
+from mmcot.training.common import MissingFileError, UserError, log_to_screen
 from mmcot.training.stages.recipe import STAGES, Recipe
 
 if TYPE_CHECKING:
@@ -58,6 +58,8 @@ class TwoStageTrainer:
         self.datasets = {"train": train_dataset, "val": eval_dataset, "test": test_dataset}
         if train_dataset is None:
             raise UserError("train_dataset: is needed; `mmcot train` reads files")
+        for name, dataset in zip(("train", "eval", "test"), self.datasets.values(), strict=True):
+            _check(f"{name}_dataset", dataset)
         for name in ("data", *SPLITS.values()):
             if name in settings:
                 raise UserError(f"{name}: the data sets say it")
@@ -94,25 +96,54 @@ class TwoStageTrainer:
             logger.setLevel(logging.INFO)
             log_to_screen()
         state = start_processes(self.recipe)
+        replaced: list[Path] = []
         if state.is_main_process:
             for split, dataset in self.datasets.items():
-                if dataset is not None:
-                    _write(dataset, self.folder / "data" / f"{split}.parquet")
+                if dataset is not None and _write(dataset, path := self.folder / "data" / f"{split}.parquet"):
+                    replaced.append(path)
         state.wait_for_everyone()
-        self.results = run_recipe(self.recipe)
+        try:
+            self.results = run_recipe(self.recipe)
+        except UserError:
+            for path in replaced:  # refused: the data of the run that lies there stay with it
+                _before(path).replace(path)
+            raise
+        for path in replaced:
+            _before(path).unlink()
         return self.results
 
     def pipeline(self, **options: Any):
         """The pipeline of the trained model, as `load_pipeline` gives it."""
         from mmcot.training.inference.predict import load_pipeline
 
-        return load_pipeline(self.hub, **options)
+        return load_pipeline(self._trained(), **options)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Publishes the repository, as `push` does, and returns the commit's URL."""
         from mmcot.training.hub.push import push
 
-        return push(self.hub, repo_id, **options)
+        return push(self._trained(), repo_id, **options)
+
+    def _trained(self) -> Path:
+        if not (self.hub / "config.json").is_file():
+            raise UserError(f"{self.hub}: there is no model yet: call train() first")
+        return self.hub
+
+
+def _check(name: str, dataset: Any) -> None:
+    """Whether it is one `datasets.Dataset`, or nothing."""
+    import datasets
+
+    if dataset is None or isinstance(dataset, datasets.Dataset):
+        return
+    kind = type(dataset).__name__
+    if isinstance(dataset, datasets.DatasetDict):
+        told = f"give one of its splits ({', '.join(map(repr, dataset))})"
+    elif isinstance(dataset, datasets.IterableDataset):
+        told = "only files are streamed, by `mmcot train` with streaming=true"
+    else:
+        told = "give a datasets.Dataset, as Dataset.from_list or Dataset.from_pandas makes one"
+    raise UserError(f"{name}: is of type {kind}: {told}")
 
 
 def _name_of(dataset: "datasets.Dataset") -> str | None:
@@ -123,8 +154,12 @@ def _name_of(dataset: "datasets.Dataset") -> str | None:
     return None if name in _PACKAGED_DATASETS_MODULES else name
 
 
-def _write(dataset: "datasets.Dataset", path: Path) -> None:
-    """A data set as one parquet file, with its pictures' bytes inside; left alone where it holds the same."""
+def _write(dataset: "datasets.Dataset", path: Path) -> bool:
+    """A data set as one parquet file, with its pictures' bytes inside; left alone where it holds the same.
+
+    Returns:
+        whether another one lay there, which is kept as `_before`.
+    """
     import hashlib
 
     from datasets import Image, Value
@@ -134,12 +169,22 @@ def _write(dataset: "datasets.Dataset", path: Path) -> None:
     kept = dataset.remove_columns([name for name in ("split",) if name in dataset.column_names])
     if kept.features.get("image") == Value("string"):  # paths, as a program opens them
         kept = kept.cast_column("image", Image(decode=False))
-    embedded = kept.with_format("arrow").map(embed_table_storage, batched=True, desc=f"{path.name}")
+    try:
+        embedded = kept.with_format("arrow").map(embed_table_storage, batched=True, desc=f"{path.name}")
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{path.stem} questions: there is no picture {error.filename}") from None
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     embedded.with_format(None).to_parquet(str(partial))
     digests = [hashlib.sha256(file.read_bytes()).digest() for file in (partial, path) if file.exists()]
     if len(digests) == 2 and digests[0] == digests[1]:
         partial.unlink()
-    else:
-        partial.replace(path)
+        return False
+    if len(digests) == 2:
+        path.replace(_before(path))
+    partial.replace(path)
+    return len(digests) == 2
+
+
+def _before(path: Path) -> Path:
+    return path.parents[1] / f"{path.name}.before"  # beside data/, of which every file is read

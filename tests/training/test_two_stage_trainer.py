@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from datasets import Dataset, Image
+from datasets import Dataset, DatasetDict, Image
 from own_data import box_questions, environment, make_hub_cache, write_jsonl
 
 from mmcot.training import TwoStageTrainer, load_problems, two_stage_trainer
@@ -101,3 +101,51 @@ def test_a_column_split_does_not_go_before_what_was_passed(tmp_path):
     data = questions(tmp_path, 4).add_column("split", ["train"] * 4)
     two_stage_trainer._write(data, tmp_path / "data" / "test.parquet")
     assert load_problems(tmp_path / "data", "test")["split"][:] == ["test"] * 4
+
+
+def test_data_sets_of_another_kind_are_refused_by_name(tmp_path):
+    data = questions(tmp_path, 2, picture=False)
+    for given, told in (
+        (DatasetDict(train=data, dev=data), r"test_dataset: is of type DatasetDict: .*'train', 'dev'"),
+        (data.to_iterable_dataset(), "test_dataset: is of type IterableDataset: only files are streamed"),
+        (data.to_list(), r"test_dataset: is of type list: .*Dataset\.from_list"),
+        (data.to_pandas(), r"test_dataset: is of type DataFrame: .*from_pandas"),
+    ):
+        with pytest.raises(UserError, match=told):
+            TwoStageTrainer(train_dataset=data, test_dataset=given, output_dir=tmp_path / "run")
+    trainer = TwoStageTrainer(train_dataset=data, output_dir=tmp_path / "run")
+    for use in (trainer.pipeline, lambda: trainer.push_to_hub("user/name")):
+        with pytest.raises(UserError, match=r"no model yet: call train\(\) first"):
+            use()
+
+
+def test_a_picture_that_is_not_there_is_named(tmp_path):
+    data = questions(tmp_path, 4)
+    (tmp_path / "boxes" / "2.png").unlink()
+    with pytest.raises(UserError, match=r"train questions: there is no picture .*2\.png"):
+        TwoStageTrainer(train_dataset=data, output_dir=tmp_path / "run", **SETTINGS).train()
+
+
+def test_a_refused_run_leaves_the_data_of_the_run_before(tmp_path, monkeypatch):
+    """Or its folder would show answers beside questions that were never asked."""
+    import mmcot.training.train
+
+    def refuse(recipe):
+        raise UserError("holds a run with other settings")
+
+    def accept(recipe):
+        return {}
+
+    for first, second in ((4, 6), (6, 4)):
+        run = tmp_path / f"run-{first}"
+        for count, outcome in ((first, accept), (second, refuse), (second, accept)):
+            monkeypatch.setattr(mmcot.training.train, "run_recipe", outcome)
+            trainer = TwoStageTrainer(train_dataset=questions(tmp_path, count), output_dir=run, **SETTINGS)
+            if outcome is refuse:
+                with pytest.raises(UserError):
+                    trainer.train()
+                count = first
+            else:
+                trainer.train()
+            assert len(load_problems(run / "data", "train")) == count
+            assert [path.name for path in run.rglob("*") if path.is_file()] == ["train.parquet"]

@@ -141,8 +141,9 @@ def check_serving(host: str, port: int, *, mcp: bool = False) -> None:
     """Whether a page can be served: asked before a model is loaded for it.
 
     Raises:
-        AskError: the port is taken, there is no such host, or `mcp` lacks its package.
+        AskError: gradio or the package of `mcp` isn't installed, the port is taken, there is no such host.
     """
+    _gradio()
     if mcp:
         try:
             import mcp as _  # noqa: F401

@@ -18,11 +18,16 @@ READ = 65536  # bytes at either end of a file that tell it from another of the s
 NOTED = 500  # records after which it is said which of their keys aren't read
 
 
+class NoSplitError(UserError):
+    """A source was read to its end without a problem of the split."""
+
+
 def stream_problems(
     source: str | os.PathLike,
     split: str,
     *,
     image_rule: str = "all",
+    require_answer: bool = True,
     columns: Mapping[str, str | list[str]] | None = None,
     allow_urls: bool = False,
     allow_outside: bool = False,
@@ -34,7 +39,8 @@ def stream_problems(
     Raises:
         MissingFileError: no such source.
         UserError: several sources at once. While it is read: a bad record, named by file and line; a record that says
-            no split, for splits can be made only of a source that is read whole; no record of the split.
+            no split, for splits can be made only of a source that is read whole.
+        NoSplitError: no record of the split.
     """
     from datasets import IterableDataset
 
@@ -50,10 +56,18 @@ def stream_problems(
         "config": config,
         "split": split_name(split),
         "image_rule": image_rule,
+        "require_answer": require_answer,
         "columns": check_columns(columns),
         "leave": {"urls": bool(allow_urls), "outside": bool(allow_outside)},
     }
     return IterableDataset.from_generator(_records, features=problem_features(), gen_kwargs={"arguments": [arguments]})
+
+
+def first_problems(stream, count: int):
+    """The first problems of a stream, as `load_problems` gives them."""
+    from datasets import Dataset
+
+    return Dataset.from_list(list(stream.take(count)), features=stream.features)
 
 
 def stream_stamp(source: str | os.PathLike, split: str) -> str:
@@ -81,7 +95,7 @@ def _records(arguments: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     for given in arguments:
         source, split, leave = given["source"], given["split"], given["leave"]
         opened = open_source(source, given["config"], split, given["image_rule"], given["columns"], **leave)
-        reading = Reading(opened, given["columns"], given["image_rule"], True, remembers=False)
+        reading = Reading(opened, given["columns"], given["image_rule"], given["require_answer"], remembers=False)
         wanted, found = None if opened.selected else split_members(split), False
         for own, records, _ in _until_fault(reading, wanted, source):
             if wanted is None or own in wanted:
@@ -92,7 +106,7 @@ def _records(arguments: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
                     f"{source}: its records don't say their split, which streaming needs: make a file a split"
                 )
         if not found:
-            raise UserError(f"{source}: has no problems of split {split!r}")
+            raise NoSplitError(f"{source}: has no problems of split {split!r}")
 
 
 def _until_fault(reading: Reading, wanted: tuple[str, ...] | None, source: str) -> Iterator[tuple]:

@@ -37,6 +37,11 @@ def read_rows(path: Path, *, spare: bool = False) -> Iterator[Row]:
         yield from _json_lines(path)
 
 
+def _not_utf8(error: UnicodeDecodeError) -> str:
+    found = "UTF-16" if error.object[:2] in (b"\xff\xfe", b"\xfe\xff") else f"not UTF-8 text ({error.reason})"
+    return f"{found}: save it as UTF-8"
+
+
 # -- JSON -------------------------------------------------------------------------------------------------------------
 
 
@@ -50,6 +55,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=lambda pairs: _unique(pairs, path))
     except UserError:
         raise
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: {_not_utf8(error)}") from None
     except ValueError as error:
         raise UserError(f"{path}: not valid JSON ({error})") from error
     except RecursionError:
@@ -73,6 +80,11 @@ def _json_lines(path: Path) -> Iterator[Row]:
             values, fault = {}, None
             try:
                 values = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except UnicodeDecodeError as error:
+                if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):  # no line of it can be read
+                    raise UserError(f"{path}: {_not_utf8(error)}") from None
+                cut = number > 1 and error.reason == "unexpected end of data"  # a write that was interrupted
+                fault = UserError(f"not valid JSON ({error})" if cut else _not_utf8(error))
             except ValueError as error:
                 fault = UserError(f"not valid JSON ({error})")
             except RecursionError:
@@ -156,7 +168,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
         except csv.Error as error:
             raise UserError(f"{path}: line {rows.line_num}: not valid CSV ({error})") from None
         except UnicodeDecodeError as error:
-            raise UserError(f"{path}: not UTF-8 text ({error.reason}): save it as UTF-8") from None
+            raise UserError(f"{path}: {_not_utf8(error)}") from None
 
 
 def values_of_cells(raw: dict[str, Any]) -> dict[str, Any]:

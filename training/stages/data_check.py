@@ -11,7 +11,7 @@ logger = logging.get_logger("mmcot")
 
 
 def check_recipe_data(recipe: Recipe, samples: int = 8) -> dict[str, Any]:
-    """`check_data` of a recipe's data, with its formats, limits and tokenizer.
+    """`check_data` of a recipe's data, with its formats, limits and tokenizer; of a stream its beginning.
 
     Args:
         samples: questions to show as the model will see them.
@@ -25,6 +25,7 @@ def check_recipe_data(recipe: Recipe, samples: int = 8) -> dict[str, Any]:
     """
     from mmcot.training.data.check.problems import check_data
     from mmcot.training.data.mixture import is_mixture
+    from mmcot.training.stages.streaming import LOOKED_OVER
 
     options = {key: getattr(recipe, key) for key in ("columns", "image_rule", "allow_urls", "allow_outside")}
     processor, reason = _processor(recipe, options)
@@ -33,10 +34,16 @@ def check_recipe_data(recipe: Recipe, samples: int = 8) -> dict[str, Any]:
     named = {ours: own for ours, own in named.items() if own}
     # the splits that the recipe or the mixture renames; else all that the source has
     plain = not is_mixture(recipe.data) and all(ours == own for ours, own in named.items())
-    splits = None if plain else named
+    splits = None if plain and not recipe.streaming else named
     limit = min(limits)
     found = check_data(
-        recipe.data, processor=processor, splits=splits, max_target_length=limit, samples=samples, **options
+        recipe.data,
+        processor=processor,
+        splits=splits,
+        max_target_length=limit,
+        samples=samples,
+        first=LOOKED_OVER if recipe.streaming else None,
+        **options,
     )
     if reason is not None:
         found["warnings"].append(f"lengths and samples are left out: {reason}")
@@ -50,10 +57,16 @@ def _processor(recipe: Recipe, options: dict[str, Any]):
 
     from mmcot.processing import build_prompt
     from mmcot.training.data.problems import load_problems
+    from mmcot.training.data.stream import stream_problems
     from mmcot.training.stages.build import build_processor
+    from mmcot.training.stages.streaming import LOOKED_OVER
 
     def texts():
-        problems = load_problems(recipe.data, recipe.train_split, **{**options, "image_rule": "none"})
+        given = {**options, "image_rule": "none"}
+        if recipe.streaming:
+            problems = stream_problems(recipe.data, recipe.train_split, **given).take(LOOKED_OVER)
+        else:
+            problems = load_problems(recipe.data, recipe.train_split, **given)
         formats = [name for name in (recipe.rationale_format, recipe.answer_format) if name]
         return chain.from_iterable(build_prompt(problem, name) for problem in problems for name in formats)
 

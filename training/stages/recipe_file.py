@@ -113,8 +113,12 @@ def _read(path: str | Path, below: tuple[Path, ...] = ()) -> tuple[Path, dict[st
     try:
         values = _numbers(read_yaml(file.read_text(encoding="utf-8")) or {})
     except (yaml.YAMLError, ValueError, RecursionError) as error:
+        if file.suffix.lower() not in (".yaml", ".yml"):
+            raise UserError(_no_known_ending(file)) from None
         raise UserError(f"{file} is not YAML: {_one_line(error)}") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        if file.suffix.lower() not in (".yaml", ".yml"):
+            raise UserError(_no_known_ending(file))
         raise UserError(f"{file} holds no keys: a recipe is a YAML mapping")
     base = values.pop("extends", None)
     if base is not None:
@@ -125,6 +129,10 @@ def _read(path: str | Path, below: tuple[Path, ...] = ()) -> tuple[Path, dict[st
                 values[stage] = {**inherited[stage], **values[stage]}
         values = {**inherited, **values}
     return file, values
+
+
+def _no_known_ending(file: Path) -> str:
+    return f"{file}: is no recipe (YAML), and by its ending no questions: they lie in {', '.join(DATA_FILES)}"
 
 
 def _one_line(error: Exception) -> str:

@@ -62,10 +62,11 @@ class Run:
 
         recipe = self.recipe
         if split == "train" and recipe.streaming:
-            from mmcot.training.stages.streaming import first_problems, open_stream
+            from mmcot.training.data.stream import first_problems
+            from mmcot.training.stages.streaming import LOOKED_OVER, open_stream
 
             self.stream = open_stream(recipe)
-            return first_problems(self.stream)
+            return first_problems(self.stream, LOOKED_OVER)
         options = {key: getattr(recipe, key) for key in ("image_rule", "columns", "allow_urls", "allow_outside")}
         problems = load_problems(recipe.data, name, **options)
         if limit is not None and limit < len(problems):

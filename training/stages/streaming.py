@@ -57,13 +57,6 @@ def open_stream(recipe: Recipe) -> datasets.IterableDataset:
     return stream if recipe.max_train_samples is None else stream.take(recipe.max_train_samples)
 
 
-def first_problems(stream: datasets.IterableDataset) -> datasets.Dataset:
-    """The first problems of a stream, as `load_problems` gives them."""
-    from datasets import Dataset
-
-    return Dataset.from_list(list(stream.take(LOOKED_OVER)), features=stream.features)
-
-
 class Passes(IterableDataset):
     """A stream again and again, in another order each time: one endless pass for the Trainer, which can't tell where a
     stream ends, and goes on from a checkpoint by skipping what came before it."""

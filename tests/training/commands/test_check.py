@@ -92,3 +92,50 @@ def test_splits_that_are_named_otherwise_are_looked_at(tmp_path, capsys):
     file.write_text(renamed)
     assert main(["check", str(file), "tokenizer=train", "train_split=fit", "eval_split=tune"]) == 0
     assert "train 8 · val 8 · test 8" in capsys.readouterr().out
+
+
+def test_of_a_stream_the_beginning_is_looked_at_and_no_table_is_made(tmp_path, capsys, monkeypatch):
+    import mmcot.training.data.problems
+
+    folder = tmp_path / "questions"
+    rows = [json.loads(line) for line in write(tmp_path, image=None).read_text().splitlines()]
+    folder.mkdir()
+    for split, some in (("train", rows * 60), ("val", rows)):
+        lines = [{**row, "split": split, "id": f"{split}-{i}"} for i, row in enumerate(some)]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def table(*given, **options):
+        raise AssertionError("a table is made")
+
+    load = mmcot.training.data.problems.load_problems
+    monkeypatch.setattr(mmcot.training.data.problems, "load_problems", table)
+    arguments = ["check", str(folder), "tokenizer=train", "vision=null", "streaming=true", "max_steps=5"]
+    assert main(arguments) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "train 1,000 · val 24" in told and "streamed: the first 1,000 questions of each split at most" in told
+    assert main([*arguments, "train_split=fit"]) == 2
+    assert "has no problems of split 'fit'" in " ".join(capsys.readouterr().out.split())
+    with (folder / "train.jsonl").open("a") as file:
+        file.write("far behind what is looked at\n")
+    assert main([*arguments, "eval_split=null", "test_split=null"]) == 0
+    monkeypatch.setattr(mmcot.training.data.problems, "load_problems", load)
+    assert main([*arguments, "eval_split=null", "test_split=null", "streaming=false"]) == 2
+
+
+def test_others_text_does_not_steer_the_terminal(tmp_path, capsys):
+    file = write(tmp_path, question="\x1b[31mWhich?\x07 \u202e", image=None)
+    assert main(["check", str(file), "tokenizer=train", "vision=null"]) == 0
+    told = capsys.readouterr().out
+    assert "\\x1b[31mWhich?\\x07 \\u202e" in told and not set("\x1b\x07\u202e") & set(told)
+    file.write_text('{"question": "q", "choices": ["a", "b"], "answer": "\x1b"}')
+    main(["check", str(file), "vision=null"])
+    assert "\x1b" not in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("name", ["mine.txt", "mine.xlsx", "mine"])
+def test_a_file_of_no_known_ending_is_told_which_there_are(tmp_path, capsys, name):
+    for content in (b'{"question": "q"}\n{"question": "r"}\n', b"PK\x03\xff", b"words"):
+        (tmp_path / name).write_bytes(content)
+        assert main(["check", str(tmp_path / name)]) == 2
+        told = capsys.readouterr().err
+        assert f"{name}: is no recipe (YAML), and by its ending no questions" in told and ".jsonl" in told

@@ -78,6 +78,17 @@ def test_bad_csv_is_named(tmp_path, text, message):
         load_problems(written(tmp_path / "mine.csv", text))
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+@pytest.mark.parametrize("name", ["mine.csv", "mine.json", "mine.jsonl"])
+def test_another_encoding_is_called_by_its_name_once(tmp_path, name, encoding):
+    line = '{"question": "Où?", "choices": ["a", "b"], "answer": 0}\n'
+    text = {"mine.csv": "question,choices,answer\nOù?,a|b,A\n", "mine.json": f"[{line}]", "mine.jsonl": line * 3}
+    (tmp_path / name).write_text(text[name], encoding=encoding)
+    told = "UTF-16" if encoding == "utf-16" else "not UTF-8 text"
+    with pytest.raises(UserError, match=rf"{name}: (line 1: )?(line 1, line 2, line 3: )?{told}.*: save it as UTF-8$"):
+        load_problems(tmp_path / name, None)
+
+
 def test_csv_that_is_not_utf8(tmp_path):
     (tmp_path / "mine.csv").write_bytes("question,choices,answer\nWährung?,a | b,0\n".encode("latin-1"))
     with pytest.raises(UserError, match="mine.csv: not UTF-8 text"):

@@ -1,7 +1,9 @@
 """`check_data`: everything that a look at the data tells before anything is trained on it."""
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from mmcot.training.common import UserError
@@ -23,6 +25,7 @@ def check_data(
     allow_urls: bool = False,
     allow_outside: bool = False,
     samples: int = SAMPLES,
+    first: int | None = None,
 ) -> dict[str, Any]:
     """Looks a data set over: what it holds, what can't work, what is worth a thought.
 
@@ -34,6 +37,7 @@ def check_data(
             train, val and test that training makes.
         max_target_length: longer targets are cut.
         samples: questions to show as the model will see them.
+        first: look at so many questions of each split alone, as a stream gives them; no table is made.
 
     Returns:
         A dict with `faults` (one line each: nothing can be trained before they are mended) and `warnings` (worth a
@@ -53,27 +57,46 @@ def check_data(
 
     path, config = locate(source)
     mapped = check_columns(columns)
+    load = _load if first is None else partial(_stream, first=first)
     options: dict[str, Any] = {"columns": columns, "allow_urls": allow_urls, "allow_outside": allow_outside}
     result: dict[str, Any] = {"source": str(source), "columns": [], "made_splits": False, "splits": {}, "faults": []}
     try:
         if not is_mixture(source):  # whose sources have columns of their own
             opened = open_source(path, config, None, "none", mapped, urls=False, outside=True)
-            result["columns"] = _columns(opened, mapped)
-        problems, result["made_splits"] = _load(source, splits, image_rule=image_rule, **options)
+            result["columns"] = _columns(opened, mapped, first)
+        problems, result["made_splits"] = load(source, splits, image_rule=image_rule, **options)
     except UserError as error:
         result["faults"].append(str(error))
         try:  # the rest can be told all the same where only an image is missing
-            problems, result["made_splits"] = _load(source, splits, image_rule="none", **options)
+            problems, result["made_splits"] = load(source, splits, image_rule="none", **options)
         except UserError:
             return result | {"warnings": []}
     found = check_problems(problems, processor, max_target_length=max_target_length, samples=samples)
+    if first is not None:
+        found["warnings"].insert(0, f"streamed: the first {first:,} questions of each split at most were looked at")
     return {**result, **found, "faults": result["faults"] + found["faults"]}
 
 
-def _columns(opened, mapped: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _columns(opened, mapped: Mapping[str, Any], first: int | None) -> list[dict[str, Any]]:
     from mmcot.training.data.check.columns import find_columns
 
-    return find_columns((row for row in opened.rows() if row.fault is None), mapped)
+    return find_columns((row for row in itertools.islice(opened.rows(), first) if row.fault is None), mapped)
+
+
+def _stream(source, wanted: Sequence[str] | Mapping[str, str] | None, *, first: int, **options):
+    """As `_load`, the first problems of each split."""
+    from mmcot.training.data.stream import NoSplitError, first_problems, stream_problems
+
+    pairs = wanted if isinstance(wanted, Mapping) else {name: name for name in wanted or MADE}
+    found = {}
+    for name, own in pairs.items():
+        try:
+            stream = stream_problems(source, own, require_answer=False, **options)
+            found[name] = first_problems(stream, first)
+        except NoSplitError:
+            if not found:  # the training split
+                raise
+    return found, False
 
 
 def _load(source, wanted: Sequence[str] | Mapping[str, str] | None, **options) -> tuple[dict[str, Any], bool]:

@@ -4,6 +4,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mmcot.training.common import printable
+
 WIDTH = 100
 HOW = {
     "ours": "",
@@ -25,7 +27,7 @@ def format_check(found: Mapping[str, Any], samples: int = 1) -> str:
         lines += [f"{title}", *(f"  {line}" for row in rows for line in _wrapped(row)), ""]
     for sample in found.get("samples", [])[:samples]:
         lines += [f"question {sample['id']} ({sample['split']}) as the model will see it", *_sample(sample), ""]
-    return "\n".join([*lines, format_notes(found)])
+    return printable("\n".join([*lines, format_notes(found)]))
 
 
 def format_notes(found: Mapping[str, Any]) -> str:
