@@ -1,5 +1,7 @@
 """Every block of the documentation is run by a test, or says why not."""
 
+import importlib
+import inspect
 import os
 import re
 from pathlib import Path
@@ -61,6 +63,18 @@ def test_names_of_the_python_page_are_imported_as_it_says():
             exec(line, found)
         shown = {path.rpartition(".")[2] for path in re.findall(r"^::: (\S+)$", section, re.M)}
         assert shown and shown == set(found) - {"__builtins__"}, section.splitlines()[0]
+
+
+def test_functions_of_the_python_page_say_what_their_arguments_are():
+    missing = []
+    for path in re.findall(r"^::: (mmcot\.training\S+)$", (ROOT / "docs/api.md").read_text(encoding="utf-8"), re.M):
+        module, _, name = path.rpartition(".")
+        shown = getattr(importlib.import_module(module), name)
+        doc = inspect.getdoc(shown) or ""
+        described = set(re.findall(r"\w+", " ".join(re.findall(r"^    ([\w, ]+): ", doc, re.M))))
+        if inspect.isfunction(shown):
+            missing += [f"{name}({one})" for one in inspect.signature(shown).parameters if one not in described]
+    assert not missing
 
 
 def test_equations_hold(tmp_path):

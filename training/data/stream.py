@@ -36,6 +36,11 @@ def stream_problems(
 
     A bad record stops the pass that comes to it. Ids aren't compared: that would take memory for all of them.
 
+    Args:
+        source: as for `load_problems`, but a single one.
+        split: which one; a pass reads it from the beginning.
+        image_rule, require_answer, columns, allow_urls, allow_outside: as for `load_problems`.
+
     Raises:
         MissingFileError: no such source.
         UserError: several sources at once. While it is read: a bad record, named by file and line; a record that says

@@ -52,6 +52,7 @@ def extract_features(
         num_workers: processes that read and decode while the backbone computes.
         process_index, num_processes: this process's share, where accelerate isn't to say.
         shard_bytes: size of a shard; what an interruption can lose.
+        show_progress: draw a progress bar.
         source_options: `split`, `image_rule`, `columns`, `allow_urls`, … of `load_problems`, where `problems` is a
             source.
 

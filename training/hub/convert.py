@@ -21,12 +21,16 @@ def convert(
 
     Args:
         original: folder of the rationale stage's checkpoint, or of the single one.
+        output: folder of the repository.
         answer: folder of the answer stage's; a two-stage repository is written.
         stage: what a single checkpoint is for: "rationale", "answer", "one-stage", or None if that isn't known.
         tokenizer: folder, tokenizer.json or tokenizer; default: the one in `original`. Without any, no processor is
             written.
         vision: preset or checkpoint of the backbone whose features the weights read; without it, features have to be
             given from outside.
+        rationale_format: prompt format that the rationale stage was trained with.
+        answer_format: that of the answer stage or of the one stage; default: QCMG-A, or QCM-A for one stage.
+        use_caption: the weights were trained with captions in the context.
 
     Returns:
         the model that was saved.

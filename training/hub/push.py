@@ -123,6 +123,9 @@ def _cause(error: Exception) -> str:
 def check_repository(folder: str | Path) -> list[str]:
     """The files of a folder that make up a repository, by their names in it.
 
+    Args:
+        folder: what `save_pretrained` left, such as a run's `hub/`.
+
     Raises:
         MissingFileError: there is no such folder.
         UserError: it is not complete, with the first thing that is missing: `config.json` with `auto_map` and

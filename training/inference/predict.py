@@ -128,16 +128,18 @@ def predict(
     seed: int = 0,
     **generate_kwargs: Any,
 ) -> Path:
-    """Writes predictions of `problems` (a Dataset of records) by a two-stage or one-stage model.
+    """Writes a model's rationales and answers to a predictions file.
 
     Several processes (`accelerate launch`) share the problems. Cut off, the same call goes on where it stopped.
 
     Args:
         model: folder, Hub id, or model in memory.
+        problems: a Dataset of problem records.
         output: predictions file (see `evaluation.predictions`); it appears when it is whole.
         batch_size: questions at a time.
         mode: "score" or "generate", as in `MMCoTModel.generate`.
         blank_images: leave the pictures out.
+        device: as in `load_pipeline`.
         dtype: as in `load_pipeline`; the file's header names the one that was taken.
         features: a `FeatureCache` or its folder (`mmcot features`), read instead of running the model's backbone.
         source: where the problems come from, for the file's header.

@@ -47,6 +47,9 @@ def probe(
         output: folder; receives a predictions file a probe (`base.jsonl`, `blank.jsonl`, …; answers in the problems'
             own order of options) and `probes.json`, what this returns. What is there already isn't asked again.
         probes: which ones, of `PROBES`. "blank" and "other-picture" are of questions with a picture alone.
+        batch_size: questions at a time.
+        device: as in `load_pipeline`.
+        source: where the problems come from, for the files.
         seed: of the pictures' and options' new order, and of the options that edited rationales name.
         generate_kwargs: options of generation, of the rationale.
 

@@ -41,6 +41,8 @@ def distill(
             `<output>.calls.jsonl`; cut off, the same call goes on and asks nothing twice.
         method: how the teacher is asked: "zero-shot-cot", "few-shot-cot" or "plan" (T-SciQ).
         settings: `samples` rationales a question; several are sampled at temperature 0.7.
+        source: where the problems come from, for the file's header.
+        max_tokens_total: stop before more tokens than this are used.
 
     Returns:
         split → {"asked": questions, "answered": questions with a kept rationale, "kept": rationales}.

@@ -42,6 +42,7 @@ def write_report(
         partial: leave out problems without a prediction; all runs have to answer the same.
         model: a repository whose attention the gallery shows; default: that of the first run; "none": no attention.
         examples: right ones, and as many wrong ones, in the gallery; 0 leaves it out.
+        device: where attention is computed, as in `load_pipeline`.
         source_options: how `load_problems` reads the source, as {"allow_urls": True}.
         evidence: files of `mmcot probe`, `mmcot predict --save-gate` and `mmcot errors --json`, a section each.
         json: a file for all figures.

@@ -30,7 +30,8 @@ def check_data(
     """Looks a data set over: what it holds, what can't work, what is worth a thought.
 
     Args:
-        source: as `load_problems` takes it, with `columns`, `image_rule`, `allow_urls` and `allow_outside`.
+        source: as for `load_problems`.
+        columns, image_rule, allow_urls, allow_outside: as for `load_problems`.
         processor: the `MMCoTProcessor` of the model to train, for lengths, unknown characters and samples; without one
             these are left out.
         splits: those to look at, or a dict of ours → the source's name; default: all that the source names, or the
