@@ -133,7 +133,7 @@ def next_commands(recipe: Recipe) -> str:
     """What to do with a finished run: where its repository lies, and the commands that take it further."""
     folder, hub = Path(recipe.output_dir), Path(recipe.output_dir) / "hub"
     if not (hub / "config.json").is_file():
-        return f"\n{folder} holds the answer stage alone: hub/ needs the rationale stage too (stages=both)"
+        return f"\n{folder} holds the {recipe.stages} stage alone: hub/ needs the other one too (stages=both)"
     split = "" if recipe.test_split is None else f" --split {recipe.test_split}"
     some = recipe.max_test_samples if recipe.test_split is not None else recipe.max_eval_samples
     partial = "" if some is None else " --partial"
@@ -143,6 +143,8 @@ def next_commands(recipe: Recipe) -> str:
         (f"mmcot predict {hub} {recipe.data}{split} --output predictions.jsonl", "answer more questions"),
         (f"mmcot push {hub} YOUR-NAME/{folder.absolute().name} --dry-run", "what would be published"),
     ]
+    if recipe.test_split is None and recipe.eval_split is None:  # no answers to report
+        del commands[1]
     width = max(len(command) for command, _ in commands)
     lines = [f"  {command:<{width}}  # {what}" for command, what in commands]
     return "\n".join([f"\n{hub} holds the model, with its card. Next:", *lines])

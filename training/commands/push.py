@@ -27,10 +27,12 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> int:
-    from mmcot.training.hub.push import listing, push, usage
+    from mmcot.training.hub.push import check_name, listing, push, usage
     from mmcot.training.hub.space import push_space, space_files
 
     space = args.repo_id if args.space == "" else args.space
+    if space is not None:  # before the model is on its way
+        check_name(space)
     if args.dry_run:
         print(listing(args.folder, args.repo_id))
         if space is not None:

@@ -60,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
 
     recipe = load_recipe(args.recipe, args.overrides)
     results = run_recipe(recipe)
-    if PartialState().is_main_process and results:
-        print(format_table(results))
+    if PartialState().is_main_process:
+        if results:
+            print(format_table(results))
         print(next_commands(recipe))
     return 0

@@ -186,7 +186,7 @@ def match(
     if partial and not is_original_output(predictions):
         known = everything if split is None else candidates[split]
         chosen = {id_: problem for id_, problem in known.items() if id_ in predictions}
-        check_same_ids(chosen, predictions)
+        check_same_ids(chosen or problems, predictions)
         if not chosen:
             raise UserError("none of the problems has a prediction")
         return chosen, dict(predictions)
@@ -278,6 +278,12 @@ def _join_by_position(candidates: Mapping[str, Mapping], output: Mapping) -> tup
 
 
 def check_same_ids(problems: Mapping[str, Any], predictions: Mapping[str, Any], hint: str = "") -> None:
+    if problems and predictions and not problems.keys() & predictions.keys():
+        (own, *_), (other, *_) = predictions, problems
+        raise UserError(
+            f"these are predictions of other questions: none of their ids ({own}, …) is one of the "
+            f"{len(problems):,} problems' ({other}, …){hint}"
+        )
     unanswered = [id_ for id_ in problems if id_ not in predictions]
     unknown = [id_ for id_ in predictions if id_ not in problems]
     complaints = [

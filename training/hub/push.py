@@ -65,6 +65,7 @@ def push(
     from huggingface_hub import HfApi
 
     folder = Path(folder)
+    check_name(repo_id)
     files = check_repository(folder)
     card = (folder / "README.md").read_text(encoding="utf-8")
     api = HfApi(token=token)
@@ -88,6 +89,17 @@ def push(
             card = card.replace(shown, shown.replace('": "', f'": "{repository}/resolve/{commit.oid}/'))
             commit = api.upload_file(path_or_fileobj=card.encode(), path_in_repo="README.md", **where)
     return f"{repository}/tree/{commit.oid}"
+
+
+def check_name(repo_id: str) -> None:
+    """Raises a UserError for what no repository of the Hub can be called."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise UserError(f"{repo_id!r} can't be a repository's name, give user/name: {_cause(error)}") from None
 
 
 @contextlib.contextmanager
@@ -143,7 +155,9 @@ def check_repository(folder: str | Path) -> list[str]:
         files = ["config.json", *_weights(folder), *_processor(folder), *_card(folder)]
         files += _code(folder, [name for name in files if name.endswith("config.json")])
     except ValueError as error:
-        raise UserError(f"{folder} is not a complete repository: {error}") from error
+        inside = (folder / "hub" / "config.json").is_file()
+        hint = f" (the folder of a run: its repository is {folder / 'hub'})" if inside else ""
+        raise UserError(f"{folder} is not a complete repository: {error}{hint}") from error
     files += [name for name in OPTIONAL_FILES if (folder / name).is_file()]
     files += example_files(folder)
     files += [path.relative_to(folder).as_posix() for path in folder.glob(f"{EVAL_RESULTS}/*.yaml")]
@@ -154,11 +168,12 @@ def listing(folder: str | Path, repo_id: str) -> str:
     """What `push` would upload, with sizes, as text; the folder is checked as `push` does, nothing is sent.
 
     Raises:
-        as `check_repository`.
+        as `check_repository` and `check_name`.
     """
     from mmcot.training.hub.downloads import human_size
 
     folder = Path(folder)
+    check_name(repo_id)
     sizes = {name: (folder / name).stat().st_size for name in check_repository(folder)}
     width = max(map(len, sizes))
     lines = [f"  {name:<{width}}  {human_size(size):>9}" for name, size in sizes.items()]

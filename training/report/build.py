@@ -126,7 +126,9 @@ def _markdown(title: str, figures: Mapping[str, Any], found: Sequence[Section]) 
 
 
 def _markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+    """Of texts that may be a stranger's: no HTML, and no cell more than there are."""
+    shown = (str(cell).replace("|", "\\|").replace("<", "&lt;").replace("\n", " ") for cell in cells)
+    return f"| {' | '.join(shown)} |"
 
 
 # -- the page ---------------------------------------------------------------------------------------------------------

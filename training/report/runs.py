@@ -58,6 +58,9 @@ def open_run(place: str | Path, split: str | None = None, name: str | None = Non
         )
         begun = read_manifest(path / "answer") if (path / "answer").is_dir() else None
         what = "not finished: run the same `mmcot train` again" if begun is not None else what
+        hub = path / "hub"
+        if begun is not None and begun["finished"] and split is None and (hub / "config.json").is_file():
+            what = f"a run without questions to answer: `mmcot predict {hub} SOURCE --output FILE`, then report FILE"
         raise MissingFileError(f"{path}: is {what} (there is no {files[0].relative_to(path)})")
     return _with_training(ReportRun(name or path.absolute().name, file, read_header(file)), path)
 

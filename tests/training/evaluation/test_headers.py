@@ -83,6 +83,25 @@ def _with_hub(function, recipe) -> str:
         return function(recipe)
 
 
+def test_predictions_of_other_questions_are_told_as_such(tmp_path, capsys):
+    file = tmp_path / "other.jsonl"
+    file.write_text('{"id": "x1", "answer": 0}\n{"id": "x2", "answer": 0}\n')
+    for command in ("evaluate", "--predictions", file, "--problems", SOURCE), ("report", file, "--problems", SOURCE):
+        for more in ([], ["--partial"]):
+            err = said(capsys, *command, "--split", "test", *more)
+            assert f"{file}" in err and "these are predictions of other questions" in err and "x1" in err
+            assert "--partial takes" not in err
+
+
+def test_a_run_without_questions_to_answer_names_no_report(tmp_path):
+    from mmcot.training.stages.recipe import load_recipe
+    from mmcot.training.train import next_commands
+
+    recipe = load_recipe("embedded", ["output_dir=/nowhere/run", "test_split=null", "eval_split=null"])
+    told = _with_hub(next_commands, recipe)
+    assert "mmcot app" in told and "mmcot report" not in told
+
+
 def test_a_header_without_a_split_tells_to_leave_it_out(tmp_path, capsys):
     file = write(tmp_path / "all.jsonl", None, "test")
     with open(file, "a") as lines:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -243,6 +244,26 @@ def test_incomplete_folder_is_refused_before_anything_is_sent(hub, folder, chang
         push(folder, "tester/tiny")
     assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
     assert hub.requests == []
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a/b/c", "https://huggingface.co/a/b", "a//b"])
+def test_names_are_looked_at_first_also_by_a_dry_run(hub, folder, capsys, name):
+    from mmcot.training.cli import main
+
+    for names in ([name], ["tester/tiny", "--space", name or " "]):
+        for dry in (["--dry-run"], []):
+            assert main(["push", str(folder), *names, *dry]) == 2
+            assert "can't be a repository's name, give user/name" in capsys.readouterr().err
+    assert hub.requests == []
+
+
+def test_a_runs_folder_is_told_where_its_repository_lies(hub, folder):
+    run = folder.parent / "run"
+    shutil.copytree(folder, run / "hub")
+    with pytest.raises(
+        ValueError, match=r"config.json is missing \(the folder of a run: its repository is .*run/hub\)"
+    ):
+        push(run, "tester/tiny")
 
 
 def test_shards_are_all_sent(folder):

@@ -149,6 +149,21 @@ def test_page_and_markdown_hold_everything_and_need_nothing(source, tmp_path):
     assert json.loads(json_file.read_text())["runs"]["one"]["result"]["accuracy"]["Avg"] == 75
 
 
+def test_markdown_holds_no_html_of_strangers(tmp_path):
+    questions = [
+        {"id": f"<b>{i}", "question": f"<script>{i}</script>?", "choices": ["a", "b"], "answer": 0, "split": "test"}
+        for i in range(4)
+    ]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(one) + "\n" for one in questions))
+    for name, answer in (("a", 0), ("b", 1)):
+        lines = [{"id": one["id"], "answer": answer} for one in questions]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    write_report(files, tmp_path / "r.md", source=tmp_path / "q.jsonl", split="test", protocol="generated")
+    text = (tmp_path / "r.md").read_text()
+    assert "&lt;script>" in text and "<" not in text.replace("&lt;", "")
+
+
 def test_markdown_alone_needs_no_matplotlib(source, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     file = predictions(tmp_path / "a.jsonl", right=lambda i: True, source=str(source))
@@ -192,6 +207,14 @@ def test_what_is_no_run_is_said(tmp_path, source, capsys):
     (tmp_path / "empty" / "config.json").write_text("{}")
     with pytest.raises(MissingFileError, match="a repository: give the run's folder above it"):
         open_run(tmp_path / "empty")
+    untested = run_folder(tmp_path / "untested", lambda i: True)
+    (untested / "answer" / "predictions_test.jsonl").unlink()
+    with pytest.raises(MissingFileError, match="not finished: run the same"):
+        open_run(untested)
+    (untested / "hub").mkdir()
+    (untested / "hub" / "config.json").write_text("{}")
+    with pytest.raises(MissingFileError, match=r"without questions to answer: `mmcot predict .*untested/hub SOURCE"):
+        open_run(untested)
     file = predictions(tmp_path / "a.jsonl", right=lambda i: True)
     assert main(["report", str(file), "--output", str(tmp_path / "r.md")]) == 2
     assert "add --problems SOURCE" in capsys.readouterr().err
