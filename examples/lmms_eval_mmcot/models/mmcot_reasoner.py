@@ -1,8 +1,12 @@
-"""Multimodal-CoT in lmms-eval, on its multiple-choice tasks (scienceqa, scienceqa_img, ai2d, mmmu, …).
+"""Multimodal-CoT in lmms-eval (0.7), on its multiple-choice tasks (scienceqa, scienceqa_img, ai2d, mmmu, …).
 
     export LMMS_EVAL_PLUGINS=lmms_eval_mmcot PYTHONPATH=examples
     python -m lmms_eval --model mmcot_reasoner --model_args pretrained=your-name/quiz,revision=COMMIT \\
         --tasks scienceqa_img --batch_size 16 --force_simple
+
+and on my-questions.jsonl of the folder where this is started, which other models can then answer too:
+
+    … --tasks own_questions --include_path examples/lmms_eval_mmcot/tasks
 
 The model reads a question's parts (question, options, context, pictures), not the harness' prompt: they are taken from
 the task's document. It answers with the option's letter.

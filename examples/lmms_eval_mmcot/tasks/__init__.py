@@ -1,0 +1,1 @@
+"""Tasks of this plug-in; lmms-eval asks every plug-in for this folder."""
