@@ -2,8 +2,10 @@
 equations as MathML, which browsers show without a script."""
 
 import argparse
+import atexit
 import html
 import re
+import shutil
 import sys
 import tempfile
 import textwrap
@@ -23,6 +25,7 @@ def on_startup(command, dirty) -> None:
     """Lays the three folders out as the one package that they are when installed: mkdocstrings reads sources, and
     doesn't follow an editable installation."""
     place = Path(tempfile.mkdtemp(prefix="mmcot-docs-"))
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
     package = place / "mmcot"
     package.mkdir()
     for file in (ROOT / "modeling_mmcot").glob("*.py"):
