@@ -47,6 +47,8 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     args = parser.parse_args()
     model = AutoModel.from_pretrained(args.repository, trust_remote_code=True)
+    if not hasattr(model, "rationale"):
+        parser.error(f"{args.repository} has one stage, and this adapts one of two")
     processor = AutoProcessor.from_pretrained(args.repository, trust_remote_code=True)
     problems = load_problems(args.questions, "train")
     settings = {"num_train_epochs": args.epochs, "learning_rate": args.learning_rate}

@@ -66,6 +66,8 @@ def main() -> None:
     plain = {"attn_implementation": "eager"}  # the graph of fused attention can't be decomposed
     model = AutoModel.from_pretrained(args.repository, trust_remote_code=True, **plain).eval()
     processor = AutoProcessor.from_pretrained(args.repository, trust_remote_code=True)
+    if not hasattr(model, "rationale") or processor.image_processor is None:
+        parser.error(f"{args.repository} has one stage or no backbone; this exports two stages that see pictures")
     size = processor.image_processor.size
     export(model, args.output, (3, size["height"], size["width"]))
     processor.save_pretrained(args.output)

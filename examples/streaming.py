@@ -40,6 +40,8 @@ def main() -> None:
     parser.add_argument("--image")
     args = parser.parse_args()
     model = AutoModel.from_pretrained(args.repository, trust_remote_code=True).eval()
+    if not hasattr(model, "rationale"):
+        parser.error(f"{args.repository} has one stage, which writes no rationale before it answers")
     processor = AutoProcessor.from_pretrained(args.repository, trust_remote_code=True)
     problem = {name: getattr(args, name) for name in ("question", "choices", "context", "image")}
     for piece in stream(model, processor, problem):

@@ -74,6 +74,8 @@ def main() -> None:
     parser.add_argument("--stage", choices=("rationale", "answer"), default="rationale")
     args = parser.parse_args()
     model = AutoModel.from_pretrained(args.repository, trust_remote_code=True).eval()
+    if not hasattr(model, "rationale") or not model.rationale.config.has_fusion:
+        parser.error(f"{args.repository} has one stage or reads text alone; this exports two that see pictures")
     args.output.mkdir(parents=True, exist_ok=True)
     for name, program in export(model.get_stage(args.stage)).items():
         torch.export.save(program, args.output / f"{name}.pt2")

@@ -305,3 +305,30 @@ def test_finetune_trains_on_a_file(tmp_path, tiny_tokenizer):
     arguments = ["--output", tmp_path / "run", "max_steps=2", "max_new_tokens=4", "use_cpu=true"]
     said = run("finetune.py", tmp_path / "my-questions.jsonl", *arguments, env=env)
     assert "protocol: generated" in said and (tmp_path / "run/hub/README.md").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("streaming", ["one"]),
+        pytest.param("lora", ["one"], marks=needs("peft")),
+        ("torch_export", ["one", "text"]),
+        ("onnx_export", ["one", "text"]),
+    ],
+)
+def test_a_repository_of_another_kind_is_refused_in_a_line(tiny_tokenizer, tmp_path, monkeypatch, capsys, name, kinds):
+    from two_stage_models import make_stage
+
+    from mmcot import MMCoTModel, MMCoTProcessor
+
+    for kind in kinds:
+        formats = {"rationale_format": None, "answer_format": "QCM-A"} if kind == "one" else {}
+        processor = MMCoTProcessor(None, tiny_tokenizer, max_source_length=200, **formats)
+        stages = [make_stage(processor, seed, vision_config=None) for seed in (0, 1)]
+        model = MMCoTModel.from_stages(*stages, processor) if kind == "text" else stages[1]
+        model.save_pretrained(tmp_path / kind, processor=processor)
+        more = ["Which?", "red", "blue"] if name == "streaming" else [str(tmp_path / "out")]
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", str(tmp_path / kind), *more])
+        with pytest.raises(SystemExit):
+            example(name).main()
+        assert f"{kind} has one stage" in capsys.readouterr().err and not (tmp_path / "out").exists()
