@@ -273,7 +273,7 @@ def _metadata(results: Mapping[str, Any] | None, facts: Mapping[str, Any], datas
     common = {
         "task_type": "question-answering",
         "task_name": "Multiple-choice question answering",
-        "dataset_type": dataset["id"] or re.sub(r"\W+", "-", dataset["name"]),
+        "dataset_type": dataset["id"] or re.sub(r"\W+", "-", dataset["name"]).strip("-"),
         "dataset_name": dataset["name"],
         "dataset_split": facts.get("split", "test"),
     }

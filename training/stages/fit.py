@@ -136,7 +136,8 @@ def machine_facts(args) -> dict[str, Any]:
     if args.device.type == "cuda":
         device = torch.cuda.get_device_name(args.device)
     else:
-        device = f"{args.device.type.upper()} ({platform.machine()}, {torch.get_num_threads()} threads)"
+        threads = torch.get_num_threads()
+        device = f"{args.device.type.upper()} ({platform.machine()}, {threads} thread{'s' if threads > 1 else ''})"
     versions = {"mmcot": __version__, "transformers": transformers.__version__, "torch": str(torch.__version__)}
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
     return {"device": device, "processes": args.world_size, "precision": precision, "versions": versions}

@@ -179,6 +179,18 @@ def test_only_stages_whose_lengths_are_known_are_tokenised_again(tmp_path, proce
     assert list(check_lengths({"train": problems}, processor)) == ["rationale", "answer"]
 
 
+def test_lengths_of_many_questions_show_how_far_they_are(tmp_path, processor, monkeypatch, capsys):
+    from mmcot.training.data.check import lengths
+
+    problems = load_problems(json_lines(tmp_path / "q.jsonl", *numbered(4)), "train")
+    capsys.readouterr()
+    check_lengths({"train": problems}, processor)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(lengths, "LONG", 2)
+    check_lengths({"train": problems}, processor)
+    assert "rationale lengths: 100%" in capsys.readouterr().err
+
+
 def test_what_just_fits_is_not_cut(tmp_path, processor):
     problems = load_problems(json_lines(tmp_path / "q.jsonl", *numbered(4)), "train")
     longest = {stage: found["target"]["max"] for stage, found in check_lengths({"train": problems}, processor).items()}

@@ -95,6 +95,27 @@ def test_usage_is_pinned_and_runs_as_python():
     assert 'pipeline("multimodal-cot"' not in model_card(None, {**ONE_STAGE, "stage": "rationale"})
 
 
+def test_a_data_set_without_a_place_on_the_hub_has_a_plain_type(tmp_path):
+    facts = {**ONE_STAGE, "dataset": {"id": None, "name": "mine (a toy)", "license": "mit"}}
+    data = load(model_card(RESULTS, facts), tmp_path).data
+    assert {result.dataset_type for result in data.eval_results} == {"mine-a-toy"}
+
+
+def test_one_thread_is_not_several():
+    import torch
+    from transformers import TrainingArguments
+
+    from mmcot.training.stages.fit import machine_facts
+
+    before = torch.get_num_threads()
+    try:
+        for count, told in ((1, "1 thread)"), (2, "2 threads)")):
+            torch.set_num_threads(count)
+            assert told in machine_facts(TrainingArguments(use_cpu=True))["device"]
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_example_baselines_and_machine_are_told():
     example = {"question": "Which <b> colour?", "choices": ["red", "blue"], "context": "", "image": "example.png"}
     example |= {"answer": 1, "said": 1, "rationale": "It is\nblue."}

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 SHOWN = 5  # ids
+LONG = 5000  # problems that take so long that a bar is shown
 
 
 def check_lengths(
@@ -35,6 +36,8 @@ def check_lengths(
 
 
 def _stage_lengths(splits, processor, stage: str, max_target_length: int, known) -> dict[str, Any]:
+    from tqdm import tqdm
+
     from mmcot.processing.prompts_mmcot import ProblemError
 
     limit = processor.max_source_length
@@ -43,11 +46,19 @@ def _stage_lengths(splits, processor, stage: str, max_target_length: int, known)
     cut: dict[str, int] = {}
     cut_ids: list[str] = []
     too_long: dict[str, str] = {}
+    rows = {}
     for split, problems in splits.items():
         lengths = known.get((split, stage))
-        near = range(len(problems)) if lengths is None else [i for i, n in enumerate(lengths) if n > 0.7 * limit]
+        rows[split] = (
+            range(len(problems)) if lengths is None else [i for i, n in enumerate(lengths) if n > 0.7 * limit]
+        )
+    count = sum(map(len, rows.values()))
+    progress = tqdm(total=count, desc=f"{stage} lengths", disable=count < LONG)
+    for split, near in rows.items():
+        problems = splits[split]
         columns = [name for name in problems.column_names if name != "images"]
         for problem in problems.select_columns(columns).select(near):
+            progress.update()
             try:
                 length, what, target = _one(processor, problem, stage)
             except ProblemError as error:
@@ -60,6 +71,7 @@ def _stage_lengths(splits, processor, stage: str, max_target_length: int, known)
                 cut[name] = cut.get(name, 0) + 1
             if what:
                 cut_ids.append(str(problem["id"]))
+    progress.close()
     return {
         "limit": limit,
         "source": spread(sources),
