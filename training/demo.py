@@ -253,7 +253,7 @@ def _answers(run_folder: Path, problems) -> str:
 def _next_commands(folder: Path, data: str, run_folder: Path) -> str:
     explained = {
         f"mmcot app {folder}": "ask it yourself, in the browser (pip install 'mmcot[demo]')",
-        f"mmcot report {run_folder}": "everything about its answers, in one page",
+        f"mmcot report {run_folder}": "everything about its answers, in one page (pip install 'mmcot[report]')",
         "mmcot train my-questions.jsonl": "your own questions; `mmcot check` looks them over first",
         "mmcot train embedded": "every skill of the generated questions",
         "mmcot train base-v5 data=path/to/scienceqa": "the paper's recipe, on one GPU",

@@ -24,7 +24,8 @@ p.note, figcaption, small { color: var(--soft); font-size: .88rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .88rem; }
 td:first-child { min-width: 6.5rem; }
 th, td { padding: .25rem .45rem; border-bottom: 1px solid var(--rule); text-align: left; vertical-align: top; }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
+td.number { white-space: nowrap; }
 .card { border: 1px solid var(--rule); border-radius: 6px; padding: .8rem 1rem; margin: .8rem 0;
   break-inside: avoid; }
 .card .pictures { float: right; margin: 0 0 .5rem 1rem; text-align: right; }
@@ -36,9 +37,12 @@ pre, .text { white-space: pre-wrap; background: var(--tint); padding: .5rem .7re
 .fault { border-left: 4px solid var(--wrong); padding-left: .8rem; }
 figure { margin: 1rem 0; break-inside: avoid; } figure svg { max-width: 100%; height: auto; background: #fff;
   border-radius: 6px; }
-@media (max-width: 600px) { .card .pictures { float: none; margin: 0; text-align: left; } body { padding: .8rem; } }
+@media (max-width: 600px) { .card .pictures { float: none; margin: 0; text-align: left; } body { padding: .8rem; }
+  figure { overflow-x: auto; } figure svg { max-width: none; } }
 @media print { :root { --ink: #000; --paper: #fff; --soft: #444; --right: #00664a; --wrong: #a83e00; --tint: #f5f5f7; }
-  body { max-width: none; font-size: 11pt; } details { display: block; } }
+  body { max-width: none; font-size: 11pt; } details { display: block; }
+  .wide { overflow: visible; } .wide table { font-size: 8pt; } .wide th, .wide td { padding: .2rem .3rem; }
+  td.number { white-space: normal; } tr { break-inside: avoid; } }
 """
 
 

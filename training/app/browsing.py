@@ -88,7 +88,7 @@ class Collection:
             f'<div class="mm-pair"><div>{"".join(images)}</div><div>'
             f"<p><strong>{escape(record['question'])}</strong></p>"
             f'{context}{_options(record)}</div></div><div class="mm-pair">{told}<div class="mm-gold">'
-            f"<h3>Gold</h3><p>{solution}</p><p><strong>{right}</strong></p></div></div></div>"
+            f"<h3>The right answer</h3><p>{solution}</p><p><strong>{right}</strong></p></div></div></div>"
         )
 
     def _run(self, name: str, record: Mapping[str, Any]) -> str:

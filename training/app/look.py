@@ -39,7 +39,9 @@ STYLE = """
 .mm-card { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 1rem; }
 .mm-pair { display: flex; gap: 1.2rem; flex-wrap: wrap; } .mm-pair > div { flex: 1 1 16rem; min-width: 0; }
 .mm-gold { background: var(--background-fill-secondary); border-radius: 6px; padding: .5rem .8rem; }
-#mm-head p { margin: 0; }
+#mm-head p { margin: 0 0 .2rem; }
+footer .divider { display: none !important; }
+footer button { color: var(--mm-soft) !important; }
 @media (max-width: 768px) { #mm-out { min-height: 90vh; } .mm-word { padding: .15rem .2rem; line-height: 2; } }
 """
 

@@ -10,6 +10,10 @@ from mmcot.training.common import UserError
 
 DEMO = "mmcot-demo"
 logger = logging.get_logger("mmcot")
+OF_THE_DEMO = (
+    "A small model, trained within minutes on drawn pictures alone: it can answer questions like the examples below, "
+    "and no others."
+)
 
 
 class Shown(NamedTuple):
@@ -19,12 +23,14 @@ class Shown(NamedTuple):
         model: folder or Hub id of the repository.
         source, split: of the questions that were predicted, where a run tells.
         predictions: name → file.
+        note: what it can be asked.
     """
 
     model: str
     source: str | None = None
     split: str | None = None
     predictions: dict[str, Path] = {}
+    note: str = ""
 
 
 def find_shown(place: str | None) -> Shown:
@@ -65,7 +71,8 @@ def _with_run(model: str, run: Path | None) -> Shown:
                 blanks = (run / "runs" / "predictions_blank.jsonl", file.with_name("predictions_test_blank.jsonl"))
                 blank = next((path for path in blanks if folder != run and path.is_file()), None)
                 others = {} if blank is None else {"without pictures": blank}
-                return Shown(model, header.get("source"), header.get("split"), {"this model": file, **others})
+                note = OF_THE_DEMO if folder != run else ""
+                return Shown(model, header.get("source"), header.get("split"), {"this model": file, **others}, note)
     return Shown(model)
 
 
@@ -114,7 +121,7 @@ def open_app(
     examples = read_examples(shown.model if local else _downloaded_examples(shown.model))
     name = "/".join(Path(shown.model).absolute().parts[-2:]) if local else shown.model
     link = None if local else f"https://huggingface.co/{shown.model}"
-    return build_app(pipeline, name, link, examples, collection)
+    return build_app(pipeline, name, link, examples, collection, shown.note)
 
 
 def _collection(source: str, split: str | None, files: dict[str, Path], options: dict[str, Any], asked: bool):

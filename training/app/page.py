@@ -2,6 +2,7 @@
 
 import json
 import socket
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,14 @@ OLDEST_GRADIO = 6
 SCROLL: dict[str, Any] = {"fn": None, "js": "() => { window.mmScroll(); }", "api_visibility": "private"}
 
 
-def build_app(pipeline, name: str = "", link: str | None = None, examples: Sequence[dict] = (), collection=None):
+def build_app(
+    pipeline,
+    name: str = "",
+    link: str | None = None,
+    examples: Sequence[dict] = (),
+    collection=None,
+    note: str = "",
+):
     """The page, a `gradio.Blocks`; `serve` shows it.
 
     Args:
@@ -23,6 +31,7 @@ def build_app(pipeline, name: str = "", link: str | None = None, examples: Seque
         name: of the model, for the head; `link` leads to its card.
         examples: problems to click on: question, choices, context, image (a path or None).
         collection: a `Collection` for the second tab.
+        note: a sentence on what the model can be asked, for the head.
 
     Raises:
         AskError: gradio isn't installed, or is too old.
@@ -47,7 +56,7 @@ def build_app(pipeline, name: str = "", link: str | None = None, examples: Seque
             yield error_html(str(error))
 
     with gradio.Blocks(title=f"{name or 'Multimodal Chain-of-Thought'}: ask", analytics_enabled=False) as page:
-        gradio.Markdown(_head(name, link), elem_id="mm-head")
+        gradio.Markdown(_head(name, link, note), elem_id="mm-head")
         with gradio.Tabs():
             with gradio.Tab("Ask"):
                 image = gradio.Image(
@@ -125,7 +134,8 @@ def serve(
             prevent_thread_lock=True,
             max_file_size=MAX_UPLOAD,
             head=HEAD,
-            quiet=True,
+            quiet=True,  # its own lines name options of `launch`
+            theme=_theme(_gradio()),
             footer_links=["api"],
         )
     except OSError as error:
@@ -170,10 +180,31 @@ def _gradio():
     return gradio
 
 
-def _head(name: str, link: str | None) -> str:
+def _theme(gradio):
+    """Gradio's own theme in our blue, with fonts that the reader has and contrasts of at least 4.5."""
+    theme = gradio.themes.Default(
+        primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+    )
+    return theme.set(
+        button_primary_background_fill="#0072b2",
+        button_primary_background_fill_hover="#005c91",
+        button_primary_background_fill_dark="#0072b2",
+        button_primary_background_fill_hover_dark="#005c91",
+        block_info_text_color="#5d5d68",
+        block_info_text_color_dark="#a5a5b2",
+        block_label_text_color="#3f3f46",
+        input_placeholder_color="#6b6b76",
+        input_placeholder_color_dark="#a5a5b2",
+        body_text_color_subdued="#5d5d68",
+        body_text_color_subdued_dark="#a5a5b2",
+    )
+
+
+def _head(name: str, link: str | None, note: str = "") -> str:
     title = "# Question and picture in, reasons and an answer out"
     model = f"Model: [{name}]({link})" if link else f"Model: {name}" if name else ""
-    return f"{title}\n\n{model} · [the method](https://arxiv.org/abs/2302.00923)".replace("\n\n ·", "\n\n")
+    head = f"{title}\n\n{model} · [the method](https://arxiv.org/abs/2302.00923)".replace("\n\n ·", "\n\n")
+    return f"{head}\n\n{note}" if note else head
 
 
 def _decoding(gradio) -> list:
@@ -193,7 +224,7 @@ def _examples(gradio, examples: Sequence[dict], fields: list, shown, respond: Ca
     rows = [
         [one.get("image"), one["question"], "\n".join(one["choices"]), one.get("context") or ""] for one in examples
     ]
-    labels = [_short(one["question"]) for one in examples]
+    labels = _labels([one["question"] for one in examples])
     clickable = gradio.Examples(
         rows,
         fields,
@@ -207,6 +238,16 @@ def _examples(gradio, examples: Sequence[dict], fields: list, shown, respond: Ca
         api_visibility="private",
     )
     clickable.dataset.click(**SCROLL)
+
+
+def _labels(questions: Sequence[str]) -> list[str]:
+    """Short questions; of those that are the same the first, the second, …"""
+    short, seen = [_short(question) for question in questions], Counter[str]()
+    labels = []
+    for text in short:
+        seen[text] += 1
+        labels.append(f"{seen[text]} · {text}" if short.count(text) > 1 else text)
+    return labels
 
 
 def _short(text: str) -> str:

@@ -13,6 +13,7 @@ skips what is done and goes on with what was cut off.
 
 import argparse
 import sys
+import textwrap
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +33,11 @@ def _keys() -> str:
     kinds: dict[str, list[str]] = {}
     for name, path in recipe_files().items():
         kinds.setdefault(path.parent.name, []).append(name)
-    lines = ["recipes of the package:", *(f"  {kind}: {', '.join(names)}" for kind, names in kinds.items())]
+    lines = ["recipes of the package (`mmcot train` alone says what each is):"]
+    for kind, names in kinds.items():
+        lines += textwrap.wrap(
+            f"{kind}: {', '.join(names)}", 100, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False
+        )
     return "\n".join([*lines, "", recipe_help()])
 
 

@@ -56,7 +56,8 @@ def locate(source: str | os.PathLike) -> tuple[str, str | None]:
         return str(path), config
     match = _HUB_ID.fullmatch(text)
     if not match:
-        raise MissingFileError(f"{shown(text).strip(chr(39))}: no such file or folder")
+        told = text if text.isprintable() and len(text) <= 400 else shown(text).strip(chr(39))  # a path in full
+        raise MissingFileError(f"{told}: no such file or folder")
     name, revision, config = match.groups()
     return download(name, revision), config
 

@@ -53,11 +53,14 @@ def write_report(
     Raises:
         UserError: nothing to report on, or what `report_figures` refuses; matplotlib isn't there.
     """
+    from mmcot.training.report.charts import check_matplotlib
     from mmcot.training.report.figures import report_figures
 
     output = Path(output)
     if output.suffix.lower() not in ENDINGS:
         raise UserError(f"{output}: a report is a page, so its name ends in .html (or .md)")
+    if output.suffix.lower() != ".md":
+        check_matplotlib()  # before anything that takes long
     opened = open_runs([str(run) for run in runs], split)
     options = {"source": source, "split": split, "probes": probes, "protocol": protocol, "partial": partial}
     figures, problems = report_figures(opened, **options)
@@ -153,9 +156,7 @@ def _write_page(title: str, figures, found: Sequence[Section], gallery: list[dic
         parts.append("<h2>Gallery</h2>")
         seen = any(entry["attention"] is not None for entry in gallery)
         drawn = f" {ATTENTION}" if seen else ""
-        parts.append(
-            f"<p>Drawn from the right and the wrong answers of {escape(next(iter(figures['runs'])))}.{drawn}</p>"
-        )
+        parts.append(paragraph(f"Drawn from the right and the wrong answers of {next(iter(figures['runs']))}.{drawn}"))
         parts += [_entry(entry) for entry in gallery]
     with written_whole(path) as file:
         file.write(page(f"Report: {title}", "\n".join(parts)))
@@ -166,8 +167,8 @@ def _entry(entry: Mapping[str, Any]) -> str:
     from mmcot.training.pages import escape, image_tag
 
     right = entry["answer"] == entry["gold"]
-    given = "no choice" if entry["answer"] is None else f"({chr(65 + entry['answer'])})"
-    mark = "right" if right else f"wrong: it is ({chr(65 + entry['gold'])})"
+    given, gold = (_option(entry["choices"], entry[key]) for key in ("answer", "gold"))
+    mark = "right" if right else f"wrong: it is {gold}"
     pictures = []
     for key, what in (("picture", "picture of the question"), ("attention", "the picture, bright where it looks")):
         if entry[key] is not None:
@@ -192,5 +193,9 @@ def _entry(entry: Mapping[str, Any]) -> str:
     return (
         f'<div class="card"><div class="pictures">{" ".join(pictures)}</div>'
         f"<p><strong>{escape(entry['question'])}</strong></p>{context}<p>{options}</p>{rationale}"
-        f'<p class="{"right" if right else "wrong"}">Answer: {given}, {escape(mark)}</p>{other}</div>'
+        f'<p class="{"right" if right else "wrong"}">Answer: {escape(f"{given}, {mark}")}</p>{other}</div>'
     )
+
+
+def _option(choices: Sequence[str], index: int | None) -> str:
+    return "no choice" if index is None else f"({chr(65 + index)}) {choices[index]}"

@@ -30,13 +30,19 @@ STYLE = {
 }
 
 
+def check_matplotlib() -> None:
+    """Refuses to draw where there is nothing to draw with."""
+    try:
+        import matplotlib as _  # noqa: F401
+    except ImportError:
+        raise UserError("the page's charts need matplotlib: pip install 'mmcot[report]' (a .md needs none)") from None
+
+
 @contextlib.contextmanager
 def _figure(width: float, height: float, columns: int = 1) -> Iterator[tuple[Any, Any, list[str]]]:
     """(figure, axes, list that receives the SVG when the block ends)."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise UserError("the page's charts need matplotlib: pip install 'mmcot[report]' (a .md needs none)") from None
+    check_matplotlib()
+    import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
@@ -80,7 +86,8 @@ def _dots(axes, rows: Mapping[str, Mapping[str, Mapping]], chance: float | None)
         )
     if chance is not None:
         axes.axvline(chance, color="#555", linewidth=1, linestyle=":")
-        axes.text(chance, -0.75, "guessing", fontsize=8, ha="center", color="#333")
+        paper = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        axes.text(chance, -0.75, "guessing", fontsize=8, ha="center", color="#333", bbox=paper)
     counts = {value: next(shares[value]["n"] for shares in rows.values() if value in shares) for value in values}
     axes.set_yticks(range(len(values)), [f"{_short(value)}  (n = {counts[value]:,})" for value in values])
     axes.set_ylim(len(values) - 0.4, -1.0)

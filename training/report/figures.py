@@ -26,7 +26,7 @@ def report_figures(
         source: the problems; default: what the predictions file says.
         split: that was predicted; default: what the file says, else the one whose ids it has.
         probes: name → predictions file of the first run's model on the same questions, with its pictures blanked or
-            shuffled, say.
+            shuffled, say; default: blank, of a run that asked its questions without their pictures too.
         protocol: of files that don't say it.
         partial: leave out problems without a prediction; all runs have to answer the same.
 
@@ -59,10 +59,19 @@ def report_figures(
         check_same_questions(first.name, f"{run.name} ({run.file})", problems, own)
         found["runs"][run.name] = _of_run(run, problems, answers[run.name], protocol)
     found |= {"n": len(problems), "chance": chance(problems)}
-    for name, path in (probes or {}).items():
-        own, probed = match_file(path, everything, splits, split, partial, name=name)
-        check_same_questions(first.name, f"{name} ({path})", problems, own)
-        columns = compare(problems, answers[first.name], probed, protocol=_protocol(found, first))["columns"]
+    asked = dict(probes or {})
+    if first.blank is not None and not asked:
+        asked["blank"] = first.blank
+    for name, path in asked.items():
+        beside = path == first.blank  # the run asked without a picture what has one, and nothing else
+        own, probed = match_file(path, everything, splits, split, partial or beside, name=name)
+        if beside:
+            own = {id_: problem for id_, problem in own.items() if id_ in problems}
+            probed = {id_: probed[id_] for id_ in own}
+        else:
+            check_same_questions(first.name, f"{name} ({path})", problems, own)
+        told = {id_: answers[first.name][id_] for id_ in own}
+        columns = compare(own, told, probed, protocol=_protocol(found, first))["columns"]
         found["probes"][name] = {"file": Path(path).name, "columns": columns}
     for run in runs[1:]:
         kinds = {_protocol(found, one) for one in (first, run)}

@@ -19,6 +19,7 @@ class ReportRun:
         settings: stage → what it was trained with.
         seconds: stage → seconds of training.
         repository: folder of its model, where there is one.
+        blank: its answers to the same questions without their pictures, where the run asked for them.
     """
 
     name: str
@@ -28,6 +29,7 @@ class ReportRun:
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     repository: Path | None = None
+    blank: Path | None = None
 
 
 def open_run(place: str | Path, split: str | None = None, name: str | None = None) -> ReportRun:
@@ -77,6 +79,9 @@ def _with_training(run: ReportRun, folder: Path) -> ReportRun:
                 run.seconds[stage] = manifest["seconds"]
     if (folder / "hub" / "config.json").is_file():
         run.repository = folder / "hub"
+    blank = run.file.with_name("predictions_test_blank.jsonl")
+    if run.file.name == "predictions_test.jsonl" and blank.is_file():
+        run.blank = blank
     return run
 
 

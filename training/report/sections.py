@@ -10,7 +10,7 @@ from mmcot.training.report.evidence import evidence_texts
 ATTENTION = (
     "Attention is drawn as light: where the picture stays bright, the fusion layer took most of its image features "
     "from. It is not a proof that the answer rests on that place, nor an explanation of it. What the model says "
-    "without the picture, and with another one, tells more: see the probes."
+    "without the picture, and with another one, tells more: `mmcot probe` asks."
 )
 
 

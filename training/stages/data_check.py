@@ -24,9 +24,11 @@ def check_recipe_data(recipe: Recipe, samples: int = 8) -> dict[str, Any]:
         MissingFileError: there is no such source.
     """
     from mmcot.training.data.check.problems import check_data
+    from mmcot.training.data.files import locate
     from mmcot.training.data.mixture import is_mixture
     from mmcot.training.stages.streaming import LOOKED_OVER
 
+    locate(recipe.data)  # before a tokenizer is asked for, which may take a while without a network
     options = {key: getattr(recipe, key) for key in ("columns", "image_rule", "allow_urls", "allow_outside")}
     processor, reason = _processor(recipe, options)
     limits = [recipe.for_stage(stage).max_target_length for stage in ("rationale", "answer")]

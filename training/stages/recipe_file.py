@@ -4,6 +4,7 @@ A recipe may hold the sections `rationale:` and `answer:`, whose keys hold for t
 another recipe's keys where the file itself has none. A data file in a recipe's place means the recipe `own-data`.
 """
 
+import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from mmcot.training.stages.recipe_values import from_dict
 
 RECIPES = Path(__file__).parents[1] / "recipes"  # a folder a kind; names are unique among all
 OWN_DATA = "own-data"
+LISTED = "give a YAML file, a file of questions, or a name that `mmcot train` lists"
 _ORDER = {"own-data": 0, "demo": 1, "paper": 2, "ablations": 3}
 DATA_FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".tar")
 
@@ -107,7 +109,9 @@ def _read(path: str | Path, below: tuple[Path, ...] = ()) -> tuple[Path, dict[st
     if not file.is_file() and str(path) in shipped:
         file = shipped[str(path)]
     if not file.is_file():
-        raise MissingFileError(f"there is no recipe {path}: give a YAML file, or one of {', '.join(shipped)}")
+        close = difflib.get_close_matches(str(path), shipped, n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else LISTED
+        raise MissingFileError(f"there is no recipe {path}: {hint}")
     if file in below:
         raise UserError(f"{file}: extends itself")
     try:

@@ -177,13 +177,15 @@ def test_a_data_set_is_filtered_and_shown(two_stage_repository, tmp_path):
     pictured = both.find(ANY, ANY, "picture", ANY, "")
     assert pictured and all(problems[row]["images"] for row in pictured)
     card = both.card(pictured[0])
-    assert "So &lt;it&gt; is." in card and "Gold" in card and "· right" in card and "data:image/png" in card
+    assert "So &lt;it&gt; is." in card and "· right" in card and "data:image/png" in card
+    assert "The right answer" in card
     assert both.find(ANY, ANY, ANY, ANY, problems[3]["question"][:30])
 
 
 def test_what_is_shown_of_a_folder(tmp_path, two_stage_repository):
     assert find_shown(str(two_stage_repository)).predictions == {}
     assert find_shown("user/name").model == "user/name"
+    assert find_shown("user/name").note == ""
     run = tmp_path / "run"
     (run / "hub").mkdir(parents=True)
     (run / "hub" / "config.json").write_text("{}")
@@ -233,6 +235,21 @@ def test_a_taken_port_is_told_before_a_model_is_loaded(capsys):
     for wrong in (["--port", "70000"], ["--host", "no.such.host.invalid"]):
         assert main(["app", "no-such-model", *wrong]) == 2
         assert wrong[1] in capsys.readouterr().err
+
+
+def test_a_demos_model_says_what_it_can_be_asked(tmp_path):
+    answers = tmp_path / "runs" / "demo" / "answer"
+    for folder in (answers, tmp_path / "hub"):
+        folder.mkdir(parents=True)
+    (tmp_path / "hub" / "config.json").write_text("{}")
+    (answers / "predictions_test.jsonl").write_text('{"header": {"method": "multimodal-cot"}}\n')
+    assert "questions like the examples" in find_shown(str(tmp_path)).note
+
+
+def test_examples_that_ask_the_same_are_numbered():
+    from mmcot.training.app.page import _labels
+
+    assert _labels(["Why?", "Where?", "Why?"]) == ["1 · Why?", "Where?", "2 · Why?"]
 
 
 def test_nothing_named_trains_the_demo_first(tmp_path, monkeypatch, capsys):

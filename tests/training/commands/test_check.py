@@ -139,3 +139,11 @@ def test_a_file_of_no_known_ending_is_told_which_there_are(tmp_path, capsys, nam
         assert main(["check", str(tmp_path / name)]) == 2
         told = capsys.readouterr().err
         assert f"{name}: is no recipe (YAML), and by its ending no questions" in told and ".jsonl" in told
+
+
+def test_a_missing_file_is_told_before_a_tokenizer_is_asked_for(tmp_path, monkeypatch, capsys):
+    import mmcot.training.stages.build as build
+
+    monkeypatch.setattr(build, "build_processor", lambda *args: pytest.fail("asked for a tokenizer"))
+    assert main(["check", str(tmp_path / "nothere.csv")]) == 2
+    assert "nothere.csv: no such file" in capsys.readouterr().err

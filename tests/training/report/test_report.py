@@ -111,6 +111,31 @@ def test_two_runs_are_tested_on_the_same_questions_and_their_settings_compared(s
     assert {item["id"] for item in found["differing"]} == {f"q{i}" for i in range(5, 15)}
 
 
+def test_a_run_that_asked_without_pictures_is_reported_with_that(source, tmp_path):
+    folder = run_folder(tmp_path / "run", right=lambda i: True)
+    blank = predictions(folder / "answer" / "predictions_test_blank.jsonl", right=lambda i: i % 4 == 0)
+    lines = blank.read_text().splitlines()
+    shown = [json.loads(line) for line in lines]
+    shown = [one for one in shown if "header" in one or int(one["id"][1:]) % 2 == 0]  # those with a picture alone
+    blank.write_text("".join(json.dumps(one) + "\n" for one in shown))
+    column = figures_of(source, folder)["probes"]["blank"]["columns"]["IMG"]
+    assert (column["n"], column["accuracy_a"], column["accuracy_b"]) == (10, 100, 50)
+    assert not figures_of(source, folder / "answer" / "predictions_test_blank.jsonl", partial=True)["probes"]
+
+
+def test_charts_are_refused_before_anything_is_read(source, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    assert main(["report", str(tmp_path / "nowhere"), "--output", str(tmp_path / "r.html")]) == 2
+    assert "pip install 'mmcot[report]'" in capsys.readouterr().err
+
+
+def test_print_and_phone_lose_nothing_of_a_wide_table():
+    from mmcot.training.pages import STYLE
+
+    printed = STYLE[STYLE.index("@media print") :]
+    assert ".wide { overflow: visible; }" in printed and "td.number { white-space: normal; }" in printed
+
+
 def test_probes_are_compared_with_the_first_run(source, tmp_path):
     seen = predictions(tmp_path / "seen.jsonl", right=lambda i: True)
     blank = predictions(tmp_path / "blank.jsonl", right=lambda i: i % 2 == 1, images="blank")

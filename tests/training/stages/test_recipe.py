@@ -107,8 +107,10 @@ def test_a_data_file_in_a_recipes_place_is_own_data(tmp_path):
     assert load_recipe(tmp_path).data == str(tmp_path)  # a folder of problems
 
 
-def test_unknown_recipe_lists_the_known():
-    with pytest.raises(FileNotFoundError, match="base-v5"):
+def test_unknown_recipe_names_close_ones_or_where_they_are_listed():
+    with pytest.raises(FileNotFoundError, match="bse-v5: did you mean base-v5 or "):
+        load_recipe("bse-v5")
+    with pytest.raises(FileNotFoundError, match="a name that `mmcot train` lists"):
         load_recipe("no-such-recipe")
 
 

@@ -101,10 +101,13 @@ def _pictures(found: Mapping[str, Any]) -> list[str]:
     if images.get("widths"):
         width, height = images["widths"], images["heights"]
         formats = ", ".join(f"{name} {count:,}" for name, count in images["formats"].items())
-        lines.append(
-            f"{width['min']}–{width['max']} × {height['min']}–{height['max']} pixels, median {width['median']} × "
-            f"{height['median']}; {formats}"
-        )
+        if all(side["min"] == side["max"] for side in (width, height)):
+            lines.append(f"{width['min']} × {height['min']} pixels each; {formats}")
+        else:
+            lines.append(
+                f"{width['min']}–{width['max']} × {height['min']}–{height['max']} pixels, median {width['median']} × "
+                f"{height['median']}; {formats}"
+            )
         if found.get("image_size"):
             lines.append(f"the model sees each at {found['image_size']}")
     if images["decoded"] and images["pictures"]:
