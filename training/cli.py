@@ -78,6 +78,13 @@ class CommandParser(argparse.ArgumentParser):
         finally:
             self.description = whole
 
+    def error(self, message: str):
+        """As argparse; an option that doesn't exist comes with the one that was probably meant."""
+        what, _, unknown = message.partition("unrecognized arguments: ")
+        option = unknown.split(" ")[0].partition("=")[0]
+        close = difflib.get_close_matches(option, self._option_string_actions, n=1) if option.startswith("-") else []
+        super().error(f"{message}: did you mean {close[0]}?" if close and not what else message)
+
 
 def command_parser(name: str) -> tuple[argparse.ArgumentParser, object]:
     """The parser of a command, and its module."""

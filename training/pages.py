@@ -25,7 +25,7 @@ p.note, figcaption, small { color: var(--soft); font-size: .88rem; }
 td:first-child { min-width: 6.5rem; }
 th, td { padding: .25rem .45rem; border-bottom: 1px solid var(--rule); text-align: left; vertical-align: top; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
-td.number { white-space: nowrap; }
+td.number, .one { white-space: nowrap; }
 .card { border: 1px solid var(--rule); border-radius: 6px; padding: .8rem 1rem; margin: .8rem 0;
   break-inside: avoid; }
 .card .pictures { float: right; margin: 0 0 .5rem 1rem; text-align: right; }
@@ -71,7 +71,10 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]], text_columns: int 
 
     def cells(row: Sequence[Any], tag: str) -> str:
         marks = ("" if i < text_columns else ' class="number"' for i in range(len(row)))
-        return "".join(f"<{tag}{mark}>{escape(cell)}</{tag}>" for cell, mark in zip(row, marks, strict=True))
+        texts = [escape(cell) for cell in row]
+        if tag == "th":  # ROUGE-L and BLEU-4 stay in one line
+            texts = [re.sub(r"(\w+-\w)\b", r'<span class="one">\1</span>', text) for text in texts]
+        return "".join(f"<{tag}{mark}>{text}</{tag}>" for text, mark in zip(texts, marks, strict=True))
 
     body = "\n".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
     return f'<div class="wide"><table>\n<tr>{cells(head, "th")}</tr>\n{body}\n</table></div>'

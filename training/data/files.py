@@ -4,6 +4,7 @@ A folder from the Hub may hold several configurations of the same questions (`lm
 one of the questions with images): one is chosen by name.
 """
 
+import difflib
 import hashlib
 import os
 import re
@@ -55,11 +56,19 @@ def locate(source: str | os.PathLike) -> tuple[str, str | None]:
     if path is not None and path.is_dir():
         return str(path), config
     match = _HUB_ID.fullmatch(text)
-    if not match:
+    if not match or Path(text).suffix.lower() in SUFFIXES:  # a file's name is none of the Hub's
         told = text if text.isprintable() and len(text) <= 400 else shown(text).strip(chr(39))  # a path in full
-        raise MissingFileError(f"{told}: no such file or folder")
+        raise MissingFileError(f"{told}: no such file or folder{_meant(text)}")
     name, revision, config = match.groups()
     return download(name, revision), config
+
+
+def _meant(text: str) -> str:
+    """The file beside the missing one whose name is nearly the same, as a question."""
+    folder = _existing(str(Path(text).parent))
+    names = [path.name for path in folder.iterdir()] if folder is not None and folder.is_dir() else []
+    close = difflib.get_close_matches(Path(text).name, names, n=1, cutoff=0.8)
+    return f": did you mean {Path(text).with_name(close[0])}?" if close else ""
 
 
 def _existing(text: str) -> Path | None:

@@ -138,8 +138,7 @@ class Run:
         from mmcot.processing import build_prompt
 
         formats = [name for name in (self.recipe.rationale_format, self.recipe.answer_format) if name]
-        problems = self.problems["train"]
-        problems = problems.select_columns([name for name in problems.column_names if name != "images"])
+        problems = self.problems["train"].remove_columns("images")
         return chain.from_iterable(
             build_prompt(problem, name, use_caption=self.recipe.use_caption)
             for problem in problems

@@ -147,3 +147,6 @@ def test_a_missing_file_is_told_before_a_tokenizer_is_asked_for(tmp_path, monkey
     monkeypatch.setattr(build, "build_processor", lambda *args: pytest.fail("asked for a tokenizer"))
     assert main(["check", str(tmp_path / "nothere.csv")]) == 2
     assert "nothere.csv: no such file" in capsys.readouterr().err
+    (tmp_path / "questions.csv").write_text("")
+    assert main(["check", str(tmp_path / "questons.csv")]) == 2
+    assert f"did you mean {tmp_path / 'questions.csv'}?" in capsys.readouterr().err

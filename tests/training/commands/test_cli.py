@@ -228,3 +228,9 @@ def test_a_source_that_calls_its_fields_otherwise(two_stage_repository, tmp_path
     assert "2 predictions" in capsys.readouterr().out
     assert main([*arguments, *output, "--columns", "question"]) == 2
     assert "--columns question" in capsys.readouterr().err
+
+
+def test_an_option_that_does_not_exist_comes_with_the_one_that_was_meant(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["demo", "--quik"])
+    assert end.value.code == 2 and "--quik: did you mean --quick?" in capsys.readouterr().err
