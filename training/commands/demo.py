@@ -10,7 +10,6 @@ start from one small text network, as the paper's start from one T5. Then (c) is
 folder holds runs/, hub/ (the repository of (c)), results.json, report.png. Started again, it goes on where it stopped.
 """
 
-import os
 from pathlib import Path
 
 from mmcot.training.commands.options import refuse
@@ -26,8 +25,6 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> int:
-    # threads that wait by spinning make a run several times slower where other programs want the cores too
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
     from mmcot.training.demo import demo, write_readme
 
     if args.write_readme:
