@@ -86,6 +86,20 @@ class StageTrainer(Seq2SeqTrainer):
         with self.accelerator.autocast():  # generation too, in the precision of training
             return super().prediction_step(*args, **kwargs)
 
+    def _determine_best_metric(self, metrics, trial) -> bool:
+        """As inherited; of checkpoints that the metric can't tell apart, as with few validation questions, the one of
+        the lowest validation loss is the best, not the first."""
+        if super()._determine_best_metric(metrics, trial):
+            return True
+        name, state = f"eval_{str(self.args.metric_for_best_model).removeprefix('eval_')}", self.state
+        if state.best_global_step is None or metrics.get(name) != state.best_metric:
+            return False
+        losses = {entry["step"]: entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry}
+        if not metrics.get("eval_loss", math.inf) < losses.get(state.best_global_step, -math.inf):
+            return False
+        state.best_global_step = state.global_step
+        return True
+
     def training_step(self, model, inputs, *args, **kwargs):
         loss = super().training_step(model, inputs, *args, **kwargs)
         if not torch.isfinite(loss):

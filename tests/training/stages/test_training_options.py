@@ -228,6 +228,32 @@ def test_the_order_of_samples_is_the_data_seeds(tmp_path, data_seed, drawn_by):
     assert batches == [collator([samples[i] for i in rows])["input_ids"].tolist() for rows in expected]
 
 
+@pytest.mark.parametrize(("scores", "best"), [([50, 50, 50], 2), ([50, 60, 60], 2), ([60, 50, 50], 0)])
+def test_of_equally_good_checkpoints_the_one_of_lowest_loss_is_kept(tmp_path, scores, best):
+    """By the metric first; its loss falls from one to the next here."""
+    saved = ["eval_strategy=steps", "save_strategy=steps", "eval_steps=4", "save_steps=4", "max_steps=12"]
+    saved += ["load_best_model_at_end=true", "answer.metric_for_best_model=accuracy", "learning_rate=1e-2"]
+    plan = recipe(tmp_path, *saved, "eval_split=val").for_stage("answer")
+    run, given = Run(plan), iter(scores)
+    trainer = StageTrainer(
+        model=build_stage_model(plan, "answer", len(run.processor.tokenizer)),
+        args=training_arguments(plan, tmp_path, has_eval=True),
+        train_dataset=run.samples("train", "answer"),
+        eval_dataset=run.samples("val", "answer"),
+        processing_class=run.processor,
+        data_collator=StageCollator(run.processor, with_images=False),
+        compute_metrics=lambda predictions: {"accuracy": next(given)},
+    )
+    trainer.train()
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert losses == sorted(losses, reverse=True) and len(set(losses)) == 3, "the test needs a loss that falls"
+    assert trainer.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{4 * (best + 1)}")
+    assert trainer.state.best_metric == max(scores)
+    kept = load_file(tmp_path / f"checkpoint-{4 * (best + 1)}" / "model.safetensors")
+    found = dict(trainer.model.named_parameters())
+    assert all(torch.equal(kept[name], found[name]) for name in kept if name in found)
+
+
 def test_a_run_that_was_moved_keeps_its_best_checkpoint(tmp_path):
     state = TrainerState(best_model_checkpoint="/where/it/was/rationale/checkpoint-7")
     _Resumption().on_train_begin(SimpleNamespace(output_dir=str(tmp_path)), state, None)
