@@ -223,6 +223,7 @@ def test_examples_that_are_none_are_left_out(tmp_path, content):
 
 
 def test_a_taken_port_is_told_before_a_model_is_loaded(capsys):
+    pytest.importorskip("gradio", minversion="6")
     from mmcot.training.cli import main
 
     with socket.socket() as taken:
