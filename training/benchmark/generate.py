@@ -11,6 +11,9 @@ Random weights don't know when to end: in all arms each rationale gets the lengt
 """
 
 import json
+import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,7 +26,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from mmcot.training.benchmark import measure
-from mmcot.training.benchmark.children import found_in_child
+from mmcot.training.benchmark.children import QUIET
 from mmcot.training.benchmark.inputs import TEST_SIZE, Setting, make_model
 from mmcot.training.benchmark.train import PADDED
 from mmcot.training.inference import decoder
@@ -185,7 +188,7 @@ def benchmark_generation(shape: str, device: torch.device, options) -> dict:
                 dtype: latency(load_pipeline(plain, device, dtype), text_only, lengths, device, options)
                 for dtype in dtypes
             },
-            "start": start(model, text_only[:1], folder, device),
+            "start": start(model, text_only, folder, device),
         }
 
 
@@ -220,31 +223,42 @@ def latency(pipeline, problems: list[dict], lengths: dict[str, int], device: tor
 
 
 def start(model, problems: list[dict], folder: Path, device: torch.device) -> dict[str, float]:
-    """Seconds that `mmcot predict` of one question takes in a process of its own, files in the page cache; and those
-    of a process that only imports what a T5 and a data set need of the libraries."""
+    """Seconds from the start of `mmcot predict` on one question to its predictions file, files in the page cache; and
+    those of a process that only imports what a T5 and a data set need of the libraries."""
     model.save_pretrained(folder / "repository")
-    with open(folder / "one.jsonl", "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(problem) + "\n" for problem in problems)
+    (folder / "one.jsonl").write_text(json.dumps(problems[0]) + "\n", encoding="utf-8")
     taken = []
     for turn in range(2):
-        begin = time.perf_counter()
-        paths = {"repository": folder / "repository", "problems": folder / "one.jsonl"}
-        found_in_child(f"{__name__}:ask_once", folder / f"start-{turn}", **paths, device=device.type)
-        taken.append(time.perf_counter() - begin)
-    begin = time.perf_counter()
-    found_in_child(f"{__name__}:import_libraries", folder / "libraries")
-    return {"seconds": taken[-1], "libraries": time.perf_counter() - begin}
+        output = folder / f"start-{turn}.jsonl"
+        options = ("--output", output, "--max-new-tokens", "32", "--device", device.type, "--quiet")
+        command = ("predict", folder / "repository", folder / "one.jsonl", *options)
+        taken.append(seconds_until(output, "-m", "mmcot.training.cli", *map(str, command)))
+    return {"seconds": taken[-1], "libraries": seconds_until(None, "-c", LIBRARIES)}
 
 
-def import_libraries() -> None:
-    """In a child: what takes most of the start."""
-    import datasets  # noqa: F401
-    from transformers import T5ForConditionalGeneration  # noqa: F401
+# what takes most of the start, by a process like the command's
+LIBRARIES = """from mmcot.training.cli import lighten_process; lighten_process()
+import datasets; from transformers import T5ForConditionalGeneration"""
 
 
-def ask_once(repository: str, problems: str, device: str) -> None:
-    """In a child: what the command does."""
-    from mmcot.training.data.problems import load_problems
+def seconds_until(output: Path | None, *arguments: str) -> float:
+    """Until a process of Python has written a file, or, without one, has ended.
 
-    table = load_problems(problems, None, require_answer=False)
-    predict(repository, table, f"{problems}.{time.time_ns()}", device=device, max_new_tokens=32)
+    Raises:
+        RuntimeError: it ended without it; the message is what it said last.
+    """
+    begin, took = time.perf_counter(), None
+    with (
+        tempfile.TemporaryFile() as log,
+        subprocess.Popen([sys.executable, *arguments], stdout=log, stderr=log, env={**os.environ, **QUIET}) as process,
+    ):
+        while process.poll() is None:
+            if took is None and output is not None and output.exists():
+                took = time.perf_counter() - begin
+            time.sleep(0.005)
+        took = time.perf_counter() - begin if took is None else took
+        log.seek(0)
+        said = log.read().decode(errors="replace").strip()
+    if process.returncode or (output is not None and not output.exists()):
+        raise RuntimeError(said.splitlines()[-1] if said else f"a process of the benchmark ended: {arguments}")
+    return took

@@ -121,7 +121,7 @@ def timed_training(
         trainer.train()
     measure.synchronize(trainer.args.device)
     spent = time.perf_counter() - trainer.taken[1][2]
-    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    trainer.unwrap()
     return {"count": sum(count for count, *_ in trainer.taken[1:]), "seconds": spent}, trainer
 
 

@@ -99,7 +99,7 @@ def train_stage(
     with quiet_libraries():
         with _worker_errors():
             result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        trained = trainer.accelerator.unwrap_model(trainer.model)
+        trained = trainer.unwrap()
         _check_finite(trained, stage)
         # evaluation leaves transformers' default of 20 there, which every later call would have to overrule
         trained.generation_config.max_length = None

@@ -1,6 +1,7 @@
 """`StageTrainer`: transformers' `Seq2SeqTrainer` with what a stage needs beyond it."""
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from transformers import Seq2SeqTrainer, TrainerCallback
 from mmcot.training.common import UserError
 from mmcot.training.inference.generation import use_engine
 from mmcot.training.stages.batches import LengthBatchSampler
+from mmcot.training.stages.cpu_steps import CpuStep, keep_freed_memory
 
 
 class StageTrainer(Seq2SeqTrainer):
@@ -40,6 +42,7 @@ class StageTrainer(Seq2SeqTrainer):
         self.position_bias_lr = position_bias_lr
         self.dropout_passes = dropout_passes
         self.tokens_per_batch = tokens_per_batch
+        self._cpu_step: CpuStep | None = None
         super().__init__(*args, **kwargs)
         self.add_callback(_Resumption())
         use_engine(self.model)  # evaluation generates as prediction does
@@ -100,8 +103,13 @@ class StageTrainer(Seq2SeqTrainer):
         state.best_global_step = state.global_step
         return True
 
+    def train(self, *args, **kwargs):
+        with keep_freed_memory() if self.args.device.type == "cpu" else nullcontext():
+            return super().train(*args, **kwargs)
+
     def training_step(self, model, inputs, *args, **kwargs):
-        loss = super().training_step(model, inputs, *args, **kwargs)
+        with self._quick_step(model):
+            loss = super().training_step(model, inputs, *args, **kwargs)
         if not torch.isfinite(loss):
             ids = ", ".join(self._ids_of(inputs))
             raise UserError(
@@ -110,6 +118,14 @@ class StageTrainer(Seq2SeqTrainer):
                 "is kept"
             )
         return loss
+
+    def _quick_step(self, model):
+        """On a CPU, unless PyTorch compiles the network and brings its own kernels: `CpuStep`."""
+        if self.args.device.type != "cpu" or self.args.torch_compile:
+            return nullcontext()
+        if self._cpu_step is None:
+            self._cpu_step = CpuStep(model)
+        return self._cpu_step
 
     def _ids_of(self, inputs) -> list[str]:
         """Ids of the problems in a batch, known again by their tokens: batches themselves carry no text."""
@@ -122,6 +138,18 @@ class StageTrainer(Seq2SeqTrainer):
             if tuple(token for token in tokens if token != pad) in wanted:
                 ids.append(str(id_))
         return ids
+
+    def unwrap(self) -> torch.nn.Module:
+        """The network as it was before training, so that it can be trained again.
+
+        accelerate leaves its autocast in the network's forward, and a mark for which the next trainer, of another
+        precision perhaps, would leave it there; without the autocast but with the mark, it would train without one.
+        """
+        self._cpu_step = None
+        model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        for name in ("forward", "_is_accelerate_prepared"):
+            vars(model).pop(name, None)
+        return model
 
     def _issue_warnings_after_load(self, load_result) -> None:
         """Without the tied weights, which lie in the checkpoint once and aren't missing."""

@@ -291,6 +291,32 @@ def test_samples_on_disk_have_the_columns_of_stage_dataset(words, tmp_path):
         assert len(row["labels"]) == row["target_length"] == drawn[number].target
 
 
+def test_a_model_that_is_trained_again_is_trained_in_the_same_precision(tmp_path):
+    """accelerate's mark once stayed when its autocast went: all readings but the first were in float32."""
+    setting = inputs.Setting(8, 3, tmp_path)
+    model = inputs.make_model("tiny")
+    for bf16 in (True, True, False, True):
+        seen = []
+        handle = (
+            model.encoder.block[0]
+            .layer[0]
+            .SelfAttention.q.register_forward_hook(lambda module, given, output, seen=seen: seen.append(output.dtype))
+        )
+        _, trainer = train.timed_training(model, setting, [[0, 1], [2, 3]], use_cpu=True, bf16=bf16)
+        handle.remove()
+        assert trainer.args.bf16 == bf16 and set(seen) == {torch.bfloat16 if bf16 else torch.float32}
+        assert not {"forward", "_original_forward", "_is_accelerate_prepared"} & set(vars(model))
+
+
+def test_the_wait_for_a_file_ends_with_the_process(tmp_path):
+    taken = generate.seconds_until(tmp_path / "there", "-c", f"open({str(tmp_path / 'there')!r}, 'w')")
+    assert 0 < taken < 60
+    with pytest.raises(RuntimeError, match="no such thing"):
+        generate.seconds_until(tmp_path / "never", "-c", "raise ValueError('no such thing')")
+    with pytest.raises(RuntimeError, match="ended"):
+        generate.seconds_until(tmp_path / "never", "-c", "")
+
+
 def test_failure_of_a_process_is_told(tmp_path):
     with pytest.raises(RuntimeError, match="AttributeError.*nothing"):
         children.found_in_child("json:nothing", tmp_path / "out")
