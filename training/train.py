@@ -164,8 +164,9 @@ def _full_disk_told(folder: Path) -> Iterator[None]:
 
 def main() -> int:
     """`python -m mmcot.training.train`, what `accelerate launch -m` starts."""
-    from mmcot.training.cli import run_command
+    from mmcot.training.cli import lighten_process, run_command
 
+    lighten_process()
     return run_command("train", sys.argv[1:])
 
 

@@ -34,9 +34,8 @@ class GreedyDecoder:
         self.length_multiple = 1 if self.device.type == "cpu" else 8
         # tokens between two looks for finished rows; each look waits for the device
         self.sync_interval = 1 if self.device.type == "cpu" else 8
-        # a float product with one row wouldn't be shared between a CPU's threads
-        whole = self.weights.matrix_dtype != torch.int8
-        self.min_rows = 2 if self.device.type == "cpu" and whole else 1
+        # a float32 product with one row isn't shared between the threads of every CPU
+        self.min_rows = 2 if self.device.type == "cpu" and self.weights.matrix_dtype == torch.float32 else 1
         # rows whose attention is one call, at the longest one's length: a CPU waits for memory there
         self.block_rows = 16 if self.device.type == "cpu" else slots
 
@@ -83,42 +82,43 @@ class GreedyDecoder:
 
     def _logits(self, tokens: Tensor, slots: Slots) -> Tensor:
         weights, rows, positions = self.weights, slots.rows, slots.positions
-        blocks = slots.blocks(self.block_rows, self.length_multiple)
-        longest = max(written for _, written, _ in blocks)
+        sizes = slots.blocks(self.block_rows, self.length_multiple)
+        longest = max(written for _, written, _ in sizes)
         distance = positions[:, None] - torch.arange(longest, device=self.device)  # (rows, longest)
         bias = slots.bias_table[:, distance.clamp(min=0)].transpose(0, 1)[:, :, None]  # (rows, heads, 1, longest)
         bias = bias.masked_fill((distance < 0)[:, None, None], float("-inf"))
+        own_blocks = [(own_rows, written, bias[own_rows, ..., :written]) for own_rows, written, _ in sizes]
+        cross_blocks = [(own_rows, text, slots.cross_mask[own_rows, ..., :text]) for own_rows, _, text in sizes]
+        place = slots.common_position if self.device.type == "cpu" else None
         state = weights.embed(tokens)  # (rows, d_model)
         for number, layer in enumerate(weights.layers):
             read = weights.project(weights.norm(state, layer["norm"]), layer["qkv"], 3)
-            query, key, value = (weights.split_heads(part) for part in read)  # (rows, heads, width)
-            own, cross = slots.own[number], slots.cross[number]
-            own[0, rows, :, positions] = key
-            own[1, rows, :, positions] = value
-            found = [
-                _attend(query[own_rows], own[:, own_rows, :, :written], bias[own_rows, ..., :written])
-                for own_rows, written, _ in blocks
-            ]
-            state = state + weights.project(_joined(found), layer["out"])[0]
+            query, *pair = (weights.split_heads(part) for part in read)  # (rows, heads, width)
+            for own, part in zip(slots.own[number], pair, strict=True):  # keys, values
+                if place is None:
+                    own[rows, :, positions] = part
+                else:  # a copy, not one for each row
+                    own[:, :, place] = part
+            state = state + weights.project(_attend(query, slots.own[number], own_blocks), layer["out"])[0]
             query = weights.project(weights.norm(state, layer["cross_norm"]), layer["cross_q"])[0]
             query = weights.split_heads(query)
-            found = [
-                _attend(query[own_rows], cross[:, own_rows, :, :text], slots.cross_mask[own_rows, ..., :text])
-                for own_rows, _, text in blocks
-            ]
-            state = state + weights.project(_joined(found), layer["cross_out"])[0]
+            state = state + weights.project(_attend(query, slots.cross[number], cross_blocks), layer["cross_out"])[0]
             state = weights.feed_forward(state, layer)
         return weights.logits(state)
 
 
-def _attend(query: Tensor, key_value: Tensor, mask: Tensor) -> Tensor:
-    """query (rows, heads, width) over key_value (2, rows, heads, length, width) -> (rows, heads * width)."""
-    found = F.scaled_dot_product_attention(query[:, :, None], *key_value, attn_mask=mask, scale=1.0)
-    return found.flatten(1)
+def _attend(query: Tensor, key_value: Tensor, blocks: list[tuple[slice, int, Tensor]]) -> Tensor:
+    """query (rows, heads, width) over key_value (2, rows, heads, length, width) -> (rows, heads * width).
 
-
-def _joined(found: list[Tensor]) -> Tensor:
-    return found[0] if len(found) == 1 else torch.cat(found)
+    Args:
+        blocks: rows, how many of the keys they see, and the mask that is added.
+    """
+    query = query[:, :, None]
+    found = [
+        F.scaled_dot_product_attention(query[rows], *key_value[:, rows, :, :length], attn_mask=mask, scale=1.0)
+        for rows, length, mask in blocks
+    ]
+    return (found[0] if len(found) == 1 else torch.cat(found)).flatten(1)
 
 
 class _Source:

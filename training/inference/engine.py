@@ -20,9 +20,9 @@ from mmcot.training.inference.decoder_weights import DecoderWeights, attention_k
 from mmcot.training.inference.encoder_weights import EncoderWeights, is_plain_encoder
 
 ANSWER_BATCHES = 4  # so many batches of answers are gathered and sorted by length
-# What a CPU's caches hold of the states of a batch; a GPU wants enough to be busy.
-ENCODER_TOKENS = {"cpu": 1024}
-OTHER_ENCODER_TOKENS = 32768
+# Tokens that an encoder reads at a time. What a CPU's caches hold of their states; its fast products of bfloat16 want
+# more, a GPU enough to be busy.
+CPU_TOKENS, CPU_TOKENS_OF_BFLOAT16, OTHER_TOKENS = 1024, 3072, 32768
 Batches = Iterable[tuple[list[Hashable], Mapping[str, torch.Tensor]]]
 
 
@@ -40,6 +40,13 @@ class StageWeights:
         self.model, self.config, self.device = model, model.config, model.device
         self.decoder = DecoderWeights(model, dtype)
         self.encoder = EncoderWeights(model, dtype) if is_plain_encoder(model.get_encoder()) else None
+
+    @property
+    def encoder_tokens(self) -> int:
+        """Tokens, padding included, that the encoder reads at a time."""
+        if self.device.type != "cpu":
+            return OTHER_TOKENS
+        return CPU_TOKENS_OF_BFLOAT16 if self.decoder.matrix_dtype == torch.bfloat16 else CPU_TOKENS
 
     def encode(self, ids: torch.Tensor, mask: torch.Tensor, images: dict[str, torch.Tensor]) -> torch.Tensor:
         """The encoder's output (rows, text, d_model)."""
@@ -93,8 +100,8 @@ def answer_questions(
         max_new_tokens: limit of a rationale.
         eos_token_id: what ends one; default: the network's own.
         slots: rationales that are written at a time.
-        encoder_tokens: tokens, padding included, that an encoder reads at a time; default: 1,024 on a CPU, 32,768
-            elsewhere.
+        encoder_tokens: tokens, padding included, that an encoder reads at a time; default: 1,024 on a CPU (3,072 in
+            bfloat16), 32,768 elsewhere.
         weights: the model's, where another dtype or a second call are to have them read once; default: in the model's
             dtype.
 
@@ -103,7 +110,7 @@ def answer_questions(
     """
     device, weights = model.device, weights or TwoStageWeights(model)
     start, pad = model.rationale.config.decoder_start_token_id, model.rationale.config.pad_token_id
-    tokens = encoder_tokens or ENCODER_TOKENS.get(device.type, OTHER_ENCODER_TOKENS)
+    tokens = encoder_tokens or weights.rationale.encoder_tokens
     end = model.rationale.config.eos_token_id if eos_token_id is None else eos_token_id
     writer = GenerationConfig(eos_token_id=end, pad_token_id=pad, decoder_start_token_id=start)
     under_way: dict[Hashable, _Question] = {}
@@ -158,10 +165,9 @@ def write_texts(
     Yields:
         (key, ids without the start token) of each row as it ends.
     """
-    tokens = ENCODER_TOKENS.get(model.device.type, OTHER_ENCODER_TOKENS)
     weights = weights or StageWeights(model)
     questions = _questions(model, batches, weights.decoder.dtype)
-    encoded = (found[:3] for found in _encoded_groups(weights, questions, tokens))
+    encoded = (found[:3] for found in _encoded_groups(weights, questions, weights.encoder_tokens))
     end = model.config.eos_token_id if eos_token_id is None else eos_token_id
     yield from GreedyDecoder(model, slots, weights=weights.decoder).decode(encoded, max_new_tokens, end)
 
@@ -181,10 +187,9 @@ def score_options_of(
             the rationale already.
         weights: as in `answer_questions`.
     """
-    tokens = ENCODER_TOKENS.get(model.device.type, OTHER_ENCODER_TOKENS)
     weights = weights or StageWeights(model)
     questions = _questions(model, batches, weights.decoder.dtype)
-    for keys, hidden, mask, group in _encoded_groups(weights, questions, tokens):
+    for keys, hidden, mask, group in _encoded_groups(weights, questions, weights.encoder_tokens):
         yield keys, _scores(weights, hidden, mask, group, option_prefix_ids, option_letter_ids)
 
 

@@ -29,6 +29,12 @@ def _activation_bits() -> int:
     return 8 if "avx512_vnni" in cpu_flags() else 7
 
 
+def _activation_range(nonnegative: bool) -> tuple[int, int]:
+    """The largest step from zero, and where zero lies."""
+    bits = _activation_bits()
+    return (2**bits - 1, 0) if nonnegative else (2 ** (bits - 1) - 1, 2 ** (bits - 1))
+
+
 class Int8Matrix:
     """A linear layer's weights in int8, a scale for each output; states are brought to int8 row by row.
 
@@ -68,9 +74,10 @@ class Int8Matrix:
             nonnegative: the state has no values below 0 (behind ReLU), and keeps one bit more.
         """
         state = state.float()
+        if state.numel() == state.shape[-1] and self.engine == "fbgemm":
+            return self._of_one(state, nonnegative)
         largest = (state if nonnegative else state.abs()).amax(-1, keepdim=True).clamp_(min=1e-12)  # of each row
-        bits = _activation_bits()
-        top, zero = (2**bits - 1, 0) if nonnegative else (2 ** (bits - 1) - 1, 2 ** (bits - 1))
+        top, zero = _activation_range(nonnegative)
         if self.engine == "fbgemm":
             multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
             found = multiply(state / largest, 1 / top, zero, self.packed)
@@ -84,6 +91,14 @@ class Int8Matrix:
         found = found.mul_(largest)
         return found if self.bias is None else found.add_(self.bias)
 
+    def _of_one(self, state: Tensor, nonnegative: bool) -> Tensor:
+        """The same for one row, whose scale is a number, in fewer calls."""
+        top, zero = _activation_range(nonnegative)
+        largest = max(torch.linalg.vector_norm(state, float("inf")).item(), 1e-12)
+        multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+        found = multiply(state, largest / top, zero, self.packed)
+        return found if self.bias is None else found.add_(self.bias)
+
 
 Matrix = Tensor | Int8Matrix
 
@@ -93,6 +108,8 @@ def multiply(state: Tensor, matrix: Matrix, nonnegative: bool = False) -> Tensor
     if isinstance(matrix, Int8Matrix):
         return matrix(state, nonnegative)
     if state.device.type == "cpu" and state.dim() == 2 and len(state) <= FEW_ROWS:
+        if len(state) == 1 and state.dtype == torch.bfloat16:
+            return torch.mv(matrix, state[0])[None]
         # for a handful of rows it also matters how they lie
         return (matrix @ (state.contiguous() if len(state) <= 16 else state).T).T
     return F.linear(state, matrix)

@@ -8,6 +8,7 @@ from transformers import GenerationConfig
 from mmcot.training.inference.decoder import GreedyDecoder
 from mmcot.training.inference.decoder_weights import forced_logits, is_plain_t5
 from mmcot.training.inference.generation import is_plain_greedy
+from mmcot.training.inference.slots import most_probable
 
 
 def varied_model(**fields):
@@ -182,3 +183,14 @@ def test_a_slot_that_was_never_taken_holds_no_nan():
     found = dict(GreedyDecoder(model, 2).decode(iter(rows[:1]), 9, -1))
     both = dict(GreedyDecoder(model, 1).decode(iter(rows), 9, -1))
     assert found["long"] == both["long"] == both["late"] == generated(model, text, 9, end=-1)
+
+
+@pytest.mark.parametrize("vocabulary", [256, 251, 32 * 9])
+@pytest.mark.parametrize("side_by_side", [True, False])
+def test_the_most_probable_token_is_the_first_of_equals(vocabulary, side_by_side):
+    torch.manual_seed(0)
+    logits = torch.randint(0, 40, (7, vocabulary)).bfloat16()  # many are equal
+    logits[2] = float("-inf")
+    given = logits.T.contiguous().T if side_by_side else logits
+    assert torch.equal(most_probable(given), torch.stack([row.float().argmax() for row in logits]))
+    assert most_probable(given[:1]).tolist() == [int(logits[0].float().argmax())]
