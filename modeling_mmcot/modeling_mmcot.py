@@ -299,14 +299,15 @@ class MMCoTForConditionalGeneration(
         )
         states = decoded.last_hidden_state
         states = states * self.model_dim**-0.5 if self.config.scale_decoder_outputs else states
-        loss, logits = None, None if skip_logits and labels is not None else self.lm_head(states)
+        loss = None
+        logits: Any = None if skip_logits and labels is not None else self.lm_head(states)
         if labels is not None and skip_logits:
             labels = labels.flatten().to(states.device)
             labelled = (labels != -100).nonzero().squeeze(1)  # once: the device has to be waited for
             labels, states = labels[labelled], states.flatten(0, 1)[labelled]  # (labels, d_model)
             loss = self.labelled_loss(self.lm_head, states, labels, num_items_in_batch)
         elif labels is not None:
-            loss = self.loss_function(logits, labels, self.config.vocab_size, num_items_in_batch=num_items_in_batch)
+            loss = self.loss_function(logits, labels, logits.shape[-1], num_items_in_batch=num_items_in_batch)
         return MMCoTSeq2SeqLMOutput(
             loss=loss,
             logits=logits,
@@ -322,8 +323,8 @@ class MMCoTForConditionalGeneration(
 
     def labelled_loss(self, lm_head: nn.Module, states: Tensor, labels: Tensor, num_items_in_batch=None) -> Tensor:
         """The loss of states (labels, d_model) that have a label each; where training may put another way to it."""
-        size = self.config.vocab_size
-        return self.loss_function(lm_head(states), labels, size, num_items_in_batch=num_items_in_batch)
+        logits = lm_head(states)
+        return self.loss_function(logits, labels, logits.shape[-1], num_items_in_batch=num_items_in_batch)
 
     def generate(self, *args, num_choices: Tensor | None = None, **kwargs):
         """As any T5's. With `num_choices` (batch,), which the processor gives for whole problems, it answers them as

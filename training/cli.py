@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
 def lighten_process() -> None:
     """For a process that runs one command and ends: Python looks less often for garbage among the hundreds of
     thousands of objects that libraries make while they are imported and keep for good, and not at all when it ends."""
-    gc.set_threshold(50_000, 20, 20)
+    gc.set_threshold(10_000, 20, 10)
     atexit.register(gc.freeze)
 
 

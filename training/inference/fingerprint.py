@@ -11,7 +11,7 @@ from torch import Tensor
 # settings of a network that the weights' shapes don't tell
 SETTINGS = ("num_heads", "feed_forward_proj", "layer_norm_epsilon", "relative_attention_max_distance")
 SETTINGS += ("fusion_num_heads", "fusion_gate", "vision_feature", "max_source_length", "source_truncation")
-WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
+PIECE = 2**18
 SAMPLED = 4096  # values of a tensor that are hashed one by one, beside the sum of all
 
 
@@ -30,11 +30,13 @@ def model_fingerprint(model) -> str:
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             continue
         bits = tensor.detach().contiguous().flatten().view(torch.uint8)
-        # as wide as they divide: words that have the sum's own width are added many at a time
-        size = next(size for size in WORDS if len(bits) % size == bits.storage_offset() % size == 0)
-        values = bits.view(WORDS[size])
+        size = next(size for size in (4, 2, 1) if len(bits) % size == 0)
+        values = bits.view({4: torch.int32, 2: torch.int16, 1: torch.uint8}[size])
         sample = values[:: max(1, len(values) // SAMPLED)].cpu()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {values.sum(dtype=torch.int64)}".encode())
+        # piece by piece in a processor's caches: sooner than one sum, which widens number by number
+        pieces = values.split(PIECE) if values.device.type == "cpu" else (values,)
+        total = sum(int(piece.long().sum()) for piece in pieces)
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {total}".encode())
         digest.update(sample.numpy().tobytes())
     return digest.hexdigest()
 

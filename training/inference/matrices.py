@@ -38,7 +38,7 @@ def _activation_range(nonnegative: bool) -> tuple[int, int]:
 class Int8Matrix:
     """A linear layer's weights in int8, a scale for each output; states are brought to int8 row by row.
 
-    A row's result doesn't depend on the others beside it, except with QNNPACK by a rounding.
+    A row's result doesn't depend on the others beside it, but for a rounding where it is alone, or with QNNPACK.
 
     Args:
         weight (out, in): float.

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from transformers.loss.loss_utils import ForMaskedLMLoss
 from transformers.models.t5 import modeling_t5
 
 from mmcot.modeling_mmcot import MMCoTForConditionalGeneration
@@ -37,6 +38,7 @@ class CpuStep(TorchFunctionMode):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.ways: list[tuple[nn.Module, str, Any]] = []  # of modules: what takes the place of a method
+        self.changed: list[list[tuple[nn.Module, str, Any]]] = []  # by each time that it was entered
         loss = LabelledLoss()
         for module in model.modules():
             if isinstance(module, MMCoTForConditionalGeneration):
@@ -47,13 +49,15 @@ class CpuStep(TorchFunctionMode):
                 self.ways.append((module.layer_norm, "forward", MethodType(norm, module.layer_norm)))
 
     def __enter__(self):
-        self.changed = [way for way in self.ways if way[1] not in vars(way[0])]  # no hooks of others
-        for module, name, way in self.changed:
+        # no hooks of others, and no loss of theirs
+        changed = [way for way in self.ways if way[1] not in vars(way[0]) and _has_usual_loss(way[0])]
+        self.changed.append(changed)
+        for module, name, way in changed:
             setattr(module, name, way)
         return super().__enter__()
 
     def __exit__(self, *error):
-        for module, name, _ in self.changed:
+        for module, name, _ in self.changed.pop():
             delattr(module, name)
         return super().__exit__(*error)
 
@@ -66,8 +70,20 @@ class CpuStep(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def _has_usual_loss(module: nn.Module) -> bool:
+    return not isinstance(module, MMCoTForConditionalGeneration) or module.loss_function is ForMaskedLMLoss
+
+
+def can_step(model: nn.Module) -> bool:
+    """Whether a network may be trained within `CpuStep`: not with gradient checkpointing, which computes parts again
+    during the pass backward, where PyTorch knows of no such context: with other values dropped."""
+    return not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+
 def feed_forward(self, hidden_states: Tensor) -> Tensor:
     """T5's, which under autocast brings its widest states to float32 before autocast brings them back."""
+    if not torch.is_autocast_enabled("cpu"):  # float16 weights have float32 ones among them
+        return type(self).forward(self, hidden_states)
     if isinstance(self, modeling_t5.T5DenseActDense):
         inner = self.act(self.wi(hidden_states))
     else:
@@ -114,7 +130,7 @@ def dropout(state: Tensor, share: float) -> Tensor:
     """
     numbers = torch.empty(-(-state.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
     bits = numbers.view(torch.int16)[: state.numel()].view(state.shape)
-    return state * (bits >= round(share * 2**16) - 2**15).to(state.dtype).mul_(1 / (1 - share))
+    return state * (bits >= min(round(share * 2**16), 2**16 - 1) - 2**15).to(state.dtype).mul_(1 / (1 - share))
 
 
 def _dropout_as_called(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
@@ -125,7 +141,7 @@ def _dropout_as_called(input: Tensor, p: float = 0.5, training: bool = True, inp
 
 def _is_slow(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False) -> bool:
     """Whether PyTorch takes its slow way on a CPU: with dropout, or a bias that is learnt, as T5's is."""
-    if is_causal or enable_gqa or query.device.type != "cpu":
+    if is_causal or enable_gqa or query.device.type != "cpu" or query.dtype == torch.float64:
         return False
     if attn_mask is None:
         return dropout_p > 0
@@ -152,6 +168,12 @@ def attention(
     return (dropout(shares, dropout_p) if dropout_p > 0 else shares) @ value
 
 
+def _is_plain(head: nn.Module) -> bool:
+    """Whether a head is a product with its weights and nothing else."""
+    hooks = head._forward_hooks or head._forward_pre_hooks or head._backward_hooks or head._backward_pre_hooks
+    return type(head) is nn.Linear and head.bias is None and not hooks and "forward" not in vars(head)
+
+
 class LabelledLoss:
     """Cross-entropy of states that have a label each, without a tensor of all logits in float32.
 
@@ -163,7 +185,7 @@ class LabelledLoss:
         self.kept: dict[str, Tensor] = {}
 
     def __call__(self, lm_head: nn.Module, states: Tensor, labels: Tensor, num_items_in_batch=None) -> Tensor:
-        if type(lm_head) is nn.Linear and lm_head.bias is None and states.device.type == "cpu":
+        if _is_plain(lm_head) and states.device.type == "cpu":
             weight = lm_head.weight
             if torch.is_autocast_enabled("cpu"):
                 states, weight = (part.to(torch.get_autocast_dtype("cpu")) for part in (states, weight))

@@ -12,7 +12,7 @@ from transformers import Seq2SeqTrainer, TrainerCallback
 from mmcot.training.common import UserError
 from mmcot.training.inference.generation import use_engine
 from mmcot.training.stages.batches import LengthBatchSampler
-from mmcot.training.stages.cpu_steps import CpuStep, keep_freed_memory
+from mmcot.training.stages.cpu_steps import CpuStep, can_step, keep_freed_memory
 
 
 class StageTrainer(Seq2SeqTrainer):
@@ -104,8 +104,11 @@ class StageTrainer(Seq2SeqTrainer):
         return True
 
     def train(self, *args, **kwargs):
-        with keep_freed_memory() if self.args.device.type == "cpu" else nullcontext():
-            return super().train(*args, **kwargs)
+        try:
+            with keep_freed_memory() if self.args.device.type == "cpu" else nullcontext():
+                return super().train(*args, **kwargs)
+        finally:
+            self._cpu_step = None  # the network may be another one the next time
 
     def training_step(self, model, inputs, *args, **kwargs):
         with self._quick_step(model):
@@ -120,8 +123,9 @@ class StageTrainer(Seq2SeqTrainer):
         return loss
 
     def _quick_step(self, model):
-        """On a CPU, unless PyTorch compiles the network and brings its own kernels: `CpuStep`."""
-        if self.args.device.type != "cpu" or self.args.torch_compile:
+        """On a CPU `CpuStep`, unless PyTorch compiles the network and brings its own kernels, or parts of it are
+        computed twice."""
+        if self.args.device.type != "cpu" or self.args.torch_compile or not can_step(model):
             return nullcontext()
         if self._cpu_step is None:
             self._cpu_step = CpuStep(model)
@@ -145,7 +149,6 @@ class StageTrainer(Seq2SeqTrainer):
         accelerate leaves its autocast in the network's forward, and a mark for which the next trainer, of another
         precision perhaps, would leave it there; without the autocast but with the mark, it would train without one.
         """
-        self._cpu_step = None
         model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         for name in ("forward", "_is_accelerate_prepared"):
             vars(model).pop(name, None)

@@ -1,6 +1,7 @@
 """Training steps on a CPU: other ways to the same sums, gradients and shares of dropout."""
 
 import ctypes
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -8,9 +9,11 @@ import torch
 from tiny_models import VOCAB, image_inputs, text_inputs, tiny_model
 from torch import nn
 from torch.nn import functional as F
+from transformers import Seq2SeqTrainingArguments
 
 from mmcot.training.stages import cpu_steps
-from mmcot.training.stages.cpu_steps import CpuStep, LabelledLoss, attention, dropout, keep_freed_memory
+from mmcot.training.stages.cpu_steps import CpuStep, LabelledLoss, attention, can_step, dropout, keep_freed_memory
+from mmcot.training.stages.trainer import StageTrainer
 
 
 def inputs(**others):
@@ -74,6 +77,59 @@ def test_the_network_is_as_before_afterwards():
     assert all("forward" not in vars(module) for module in model.modules())
 
 
+def test_entered_twice_it_leaves_nothing_behind():
+    step = CpuStep(model := tiny_model())
+    with step, step:
+        pass
+    assert all(not {"forward", "labelled_loss"} & set(vars(module)) for module in model.modules())
+
+
+def test_not_with_gradient_checkpointing(tmp_path):
+    """What is computed again in the pass backward would drop other values there."""
+    model = tiny_model(dropout_rate=0.1).train()
+    assert can_step(model)
+    gradients = []
+    for checkpointing in (False, True):
+        trainer = StageTrainer(
+            model, Seq2SeqTrainingArguments(str(tmp_path), use_cpu=True, gradient_checkpointing=checkpointing)
+        )
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+            assert not can_step(model)
+        torch.manual_seed(0)
+        with trainer._quick_step(model):
+            taken = model.__dict__.get("labelled_loss")
+        assert (taken is None) == checkpointing
+        gradients.append(loss_and_gradients(model, inputs(), trainer._quick_step(model) if checkpointing else None))
+        torch.manual_seed(0)
+    model.gradient_checkpointing_disable()
+    torch.manual_seed(0)
+    _, expected = loss_and_gradients(model, inputs())
+    for name, gradient in gradients[1][1].items():
+        torch.testing.assert_close(gradient, expected[name])
+
+
+def test_a_loss_of_the_users_is_theirs():
+    model = tiny_model().train()
+    model.loss_function = lambda logits, labels, size, **_: logits.sum() * 0 + 42.0
+    with CpuStep(model):
+        assert model(**inputs()).loss == 42.0
+    model = tiny_model().train()
+    model.lm_head.register_forward_hook(lambda module, given, output: output * 0)
+    with CpuStep(model):
+        loss = model(**inputs()).loss.item()
+    assert loss == pytest.approx(math.log(VOCAB))
+
+
+def test_float16_weights_have_float32_ones_among_them():
+    model = tiny_model().half().train()
+    dense = model.encoder.block[0].layer[1].DenseReluDense
+    dense.wo.float()
+    state = torch.randn(2, 3, model.config.d_model).half()
+    with CpuStep(model):
+        assert dense(state).isfinite().all()
+
+
 def test_modules_with_hooks_of_others_are_left_alone():
     model = tiny_model().train()
     module = model.encoder.block[0].layer[1].DenseReluDense
@@ -115,6 +171,8 @@ def test_dropout_of_a_network_is_taken_here_and_only_while_training(monkeypatch)
     with CpuStep(model.eval()):
         model(**inputs())
     assert len(taken) == count
+    monkeypatch.undo()
+    assert not dropout(torch.ones(9), 0.999999).any()
     with CpuStep(model):  # where PyTorch's own says something else
         with pytest.raises(ValueError, match="probability"):
             F.dropout(torch.ones(2), 1.5)
