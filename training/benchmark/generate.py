@@ -159,7 +159,7 @@ def benchmark_generation(shape: str, device: torch.device, options) -> dict:
             return timed(lambda: predict(model, table, path, device=device, **common))
 
         def engine(model, batches) -> dict:
-            weights = TwoStageWeights(model, torch.float32)
+            weights = TwoStageWeights(model, torch.float32, packed=True)
             options = {"max_new_tokens": longest, "slots": slots, "weights": weights}
             return timed(lambda: [*answer_questions(model, batches, **options)])
 

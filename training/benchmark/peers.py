@@ -198,7 +198,7 @@ def _ours(model, dtype: str) -> Way:
 
     def run(work: Work) -> list:
         if not weights:
-            weights.append(TwoStageWeights(model, getattr(torch, dtype)))
+            weights.append(TwoStageWeights(model, getattr(torch, dtype), packed=True))
         numbers = sorted(range(len(work.sources)), key=lambda i: -len(work.sources[i]))
         batches = []
         for first in range(0, len(numbers), work.batch):

@@ -40,11 +40,11 @@ class Answering:
         """The dtype in words, for a predictions file."""
         return str(self.dtype).removeprefix("torch.")
 
-    def weights(self) -> Any:
-        """The engine's weights: of both stages, or of the one."""
+    def weights(self, packed: bool | None = None) -> Any:
+        """The engine's weights: of both stages, or of the one; `packed` as in `StageWeights`."""
         if self._weights is not None:
             return self._weights
-        found = (TwoStageWeights if self.two_stage else StageWeights)(self.model, self.dtype)
+        found = (TwoStageWeights if self.two_stage else StageWeights)(self.model, self.dtype, packed)
         if self.dtype != self.model.dtype:  # else they are the model's own, and may change with it
             self._weights = found
         return found

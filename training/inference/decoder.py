@@ -35,7 +35,8 @@ class GreedyDecoder:
         # tokens between two looks for finished rows; each look waits for the device
         self.sync_interval = 1 if self.device.type == "cpu" else 8
         # a float32 product with one row isn't shared between the threads of every CPU
-        self.min_rows = 2 if self.device.type == "cpu" and self.weights.matrix_dtype == torch.float32 else 1
+        alone = self.weights.packed or self.weights.matrix_dtype != torch.float32 or self.device.type != "cpu"
+        self.min_rows = 1 if alone else 2
         # rows whose attention is one call, at the longest one's length: a CPU waits for memory there
         self.block_rows = 16 if self.device.type == "cpu" else slots
 
@@ -83,13 +84,10 @@ class GreedyDecoder:
     def _logits(self, tokens: Tensor, slots: Slots) -> Tensor:
         weights, rows, positions = self.weights, slots.rows, slots.positions
         sizes = slots.blocks(self.block_rows, self.length_multiple)
-        longest = max(written for _, written, _ in sizes)
-        distance = positions[:, None] - torch.arange(longest, device=self.device)  # (rows, longest)
-        bias = slots.bias_table[:, distance.clamp(min=0)].transpose(0, 1)[:, :, None]  # (rows, heads, 1, longest)
-        bias = bias.masked_fill((distance < 0)[:, None, None], float("-inf"))
+        place = slots.common_position if self.device.type == "cpu" else None
+        bias = slots.biases(max(written for _, written, _ in sizes), place)
         own_blocks = [(own_rows, written, bias[own_rows, ..., :written]) for own_rows, written, _ in sizes]
         cross_blocks = [(own_rows, text, slots.cross_mask[own_rows, ..., :text]) for own_rows, _, text in sizes]
-        place = slots.common_position if self.device.type == "cpu" else None
         state = weights.embed(tokens)  # (rows, d_model)
         for number, layer in enumerate(weights.layers):
             read = weights.project(weights.norm(state, layer["norm"]), layer["qkv"], 3)
@@ -113,6 +111,10 @@ def _attend(query: Tensor, key_value: Tensor, blocks: list[tuple[slice, int, Ten
     Args:
         blocks: rows, how many of the keys they see, and the mask that is added.
     """
+    if len(query) == 1 and query.device.type == "cpu":
+        (_, length, mask), (key, value) = blocks[0], key_value[:, 0]
+        scores = torch.baddbmm(mask[0], query.transpose(0, 1), key[:, :length].transpose(1, 2))  # (heads, 1, length)
+        return torch.bmm(scores.softmax(-1), value[:, :length]).view(1, -1)
     query = query[:, :, None]
     found = [
         F.scaled_dot_product_attention(query[rows], *key_value[:, rows, :, :length], attn_mask=mask, scale=1.0)

@@ -13,7 +13,7 @@ from transformers.models.t5 import modeling_t5
 from transformers.models.t5.modeling_t5 import T5ForConditionalGeneration, T5PreTrainedModel
 
 from mmcot.modeling_mmcot import MMCoTForConditionalGeneration
-from mmcot.training.inference.matrices import Matrix, multiply, multiply_each, read_matrices
+from mmcot.training.inference.matrices import Matrix, multiply, multiply_each, packs, read_matrices
 
 # the types that a T5 decoder is made of; a subclass may compute something else
 PLAIN_MODULES = {
@@ -85,20 +85,22 @@ def attention_kernels(device: torch.device):
 class DecoderWeights:
     """The weights, in one dtype; what a state is summed up in stays the model's, as under autocast.
 
-    On a CPU they are the model's own, without a copy unless the dtype differs. Elsewhere projections that read the
-    same state are joined to one.
+    On a CPU they are the model's own, without a copy unless the dtype differs or they are packed. Elsewhere, and where
+    they are packed, projections that read the same state are joined to one.
 
     Args:
         model: `MMCoTForConditionalGeneration`, or any T5 of transformers' for which `is_plain_t5`.
         dtype: to compute in; default: autocast's where that is on, else the weights'. int8 is the matrices' alone: the
             rest is float32.
+        packed: whether to make copies that are multiplied faster, see `matrices.packs`.
     """
 
-    def __init__(self, model, dtype: torch.dtype | None = None):
+    def __init__(self, model, dtype: torch.dtype | None = None, packed: bool | None = None):
         config, decoder = model.config, model.decoder
         weight = model.lm_head.weight
         self.matrix_dtype, self.device = dtype or computing_dtype(model), weight.device
         self.dtype = torch.float32 if self.matrix_dtype == torch.int8 else self.matrix_dtype
+        self.packed = packs(model, self.matrix_dtype, packed)
         self.heads, self.width, self.d_model = config.num_heads, config.d_kv, config.d_model
         self.eps = config.layer_norm_epsilon
         self.start = config.decoder_start_token_id
@@ -110,7 +112,7 @@ class DecoderWeights:
         self._first_attention = decoder.block[0].layer[0].SelfAttention
 
     def _read(self, *weights: Tensor) -> tuple[Matrix, ...]:
-        return read_matrices(list(weights), self.matrix_dtype)
+        return read_matrices(list(weights), self.matrix_dtype, self.packed)
 
     def _layer(self, block) -> dict:
         own, cross, feed = block.layer[0], block.layer[1], block.layer[2]
@@ -140,6 +142,10 @@ class DecoderWeights:
         return F.embedding(ids, self.embedding)
 
     def norm(self, state: Tensor, weight: Tensor) -> Tensor:
+        if state.device.type == "cpu" and state.numel() == self.d_model and state.dtype == torch.float32:
+            # of one row by a number: a third of PyTorch's calls
+            scale = (torch.linalg.vector_norm(state).item() ** 2 / self.d_model + self.eps) ** -0.5
+            return (state * weight).mul_(scale).to(self.dtype)
         return F.rms_norm(state, (self.d_model,), weight, self.eps).to(self.dtype)
 
     def project(self, state: Tensor, weights: tuple[Matrix, ...], parts: int = 1) -> tuple[Tensor, ...]:

@@ -18,7 +18,7 @@ from mmcot.training.inference.decoder_weights import (
     computing_dtype,
     feed_forward,
 )
-from mmcot.training.inference.matrices import Matrix, multiply, multiply_each, read_matrices
+from mmcot.training.inference.matrices import Matrix, multiply, multiply_each, packs, read_matrices
 
 
 def is_plain_encoder(encoder) -> bool:
@@ -51,13 +51,14 @@ class EncoderWeights:
 
     Args:
         model: `MMCoTForConditionalGeneration` (or any T5) whose encoder `is_plain_encoder`.
-        dtype: as in `DecoderWeights`.
+        dtype, packed: as in `DecoderWeights`.
     """
 
-    def __init__(self, model, dtype: torch.dtype | None = None):
+    def __init__(self, model, dtype: torch.dtype | None = None, packed: bool | None = None):
         config, encoder = model.config, model.get_encoder()
         self.matrix_dtype = dtype or computing_dtype(model)
         self.dtype = torch.float32 if self.matrix_dtype == torch.int8 else self.matrix_dtype
+        self.packed = packs(model, self.matrix_dtype, packed)
         self.embedding = encoder.embed_tokens.weight.detach()
         self.device = self.embedding.device
         self.width, self.d_model, self.eps = config.d_kv, config.d_model, config.layer_norm_epsilon
@@ -68,7 +69,7 @@ class EncoderWeights:
         self.fusion = None if fusion is None else _FusionWeights(fusion, self)
 
     def read(self, *weights: Tensor) -> tuple[Matrix, ...]:
-        return read_matrices(list(weights), self.matrix_dtype)
+        return read_matrices(list(weights), self.matrix_dtype, self.packed)
 
     def _layer(self, block) -> dict:
         own, feed = block.layer[0], block.layer[1]

@@ -34,12 +34,13 @@ class StageWeights:
             isn't plain (adapters, hooks) reads by its own passes.
         dtype: of products and attention, see `answering_dtype`; default: autocast's where that is on, else the
             weights'.
+        packed: whether to make copies that a CPU multiplies faster, see `matrices.packs`.
     """
 
-    def __init__(self, model, dtype: torch.dtype | None = None):
+    def __init__(self, model, dtype: torch.dtype | None = None, packed: bool | None = None):
         self.model, self.config, self.device = model, model.config, model.device
-        self.decoder = DecoderWeights(model, dtype)
-        self.encoder = EncoderWeights(model, dtype) if is_plain_encoder(model.get_encoder()) else None
+        self.decoder = DecoderWeights(model, dtype, packed)
+        self.encoder = EncoderWeights(model, dtype, packed) if is_plain_encoder(model.get_encoder()) else None
 
     @property
     def encoder_tokens(self) -> int:
@@ -60,9 +61,10 @@ class StageWeights:
 class TwoStageWeights:
     """Both stages of an `MMCoTModel` as the engine computes with them; arguments as in `StageWeights`."""
 
-    def __init__(self, model, dtype: torch.dtype | None = None):
-        self.rationale = StageWeights(model.rationale, dtype)
-        self.answer = self.rationale if model.answer is model.rationale else StageWeights(model.answer, dtype)
+    def __init__(self, model, dtype: torch.dtype | None = None, packed: bool | None = None):
+        self.rationale = self.answer = StageWeights(model.rationale, dtype, packed)
+        if model.answer is not model.rationale:
+            self.answer = StageWeights(model.answer, dtype, packed)
 
 
 @dataclass

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmcot.training.inference.precision import cpu_flags
+from mmcot.training.inference.precision import cpu_flags, has_native_bf16
 
 FEW_ROWS = 256  # up to here a CPU multiplies faster with the weights on the left
 
@@ -73,13 +73,14 @@ class Int8Matrix:
         Args:
             nonnegative: the state has no values below 0 (behind ReLU), and keeps one bit more.
         """
-        state = state.float()
+        if state.dtype != torch.float32:
+            state = state.float()
         if state.numel() == state.shape[-1] and self.engine == "fbgemm":
             return self._of_one(state, nonnegative)
         largest = (state if nonnegative else state.abs()).amax(-1, keepdim=True).clamp_(min=1e-12)  # of each row
         top, zero = _activation_range(nonnegative)
         if self.engine == "fbgemm":
-            multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+            multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
             found = multiply(state / largest, 1 / top, zero, self.packed)
         elif self.engine == "onednn":
             whole = (state * (top / largest)).round_().add_(zero).to(torch.uint8)
@@ -95,17 +96,57 @@ class Int8Matrix:
         """The same for one row, whose scale is a number, in fewer calls."""
         top, zero = _activation_range(nonnegative)
         largest = max(torch.linalg.vector_norm(state, float("inf")).item(), 1e-12)
-        multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+        multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
         found = multiply(state, largest / top, zero, self.packed)
         return found if self.bias is None else found.add_(self.bias)
 
 
-Matrix = Tensor | Int8Matrix
+class PackedMatrix:
+    """A linear layer's weights in the blocks that oneDNN's products on x86 read. Otherwise they are brought into them
+    at each product, which for one row in bfloat16 takes more than half of its time.
+
+    Args:
+        weight (out, in): float32 or bfloat16; the copy doesn't change with it.
+    """
+
+    def __init__(self, weight: Tensor):
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), PACKED_FOR_ROWS)
+
+    def __call__(self, state: Tensor, nonnegative: bool = False) -> Tensor:
+        """State (…, in) times the matrix: (…, out), in the weights' dtype."""
+        return torch.ops.mkldnn._linear_pointwise.default(state, self.packed, None, "none", [], "")
+
+
+PACKED_FOR_ROWS = 32  # the blocks for so many are as good for one and for thousands; those for one are not
+LARGEST_PACKED = 500_000_000  # parameters, of a network of which float32 copies are made beside its own
+
+
+def packs(model, dtype: torch.dtype, asked: bool | None = None) -> bool:
+    """Whether a network's matrices are packed: where oneDNN reads them so, and a copy is made anyway, since the dtype
+    isn't the weights', or is worth it.
+
+    Args:
+        dtype: to compute in.
+        asked: whether there is enough to do that a copy is worth it; default: only where one is made anyway.
+    """
+    weight = model.lm_head.weight
+    if weight.device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
+        return False
+    if "fbgemm" not in torch.backends.quantized.supported_engines or not torch.backends.mkldnn.is_available():
+        return False  # Arm's are laid out otherwise
+    if dtype == torch.bfloat16 and not has_native_bf16("cpu"):
+        return False
+    if asked is None or dtype != weight.dtype:
+        return dtype != weight.dtype
+    return asked and model.num_parameters() <= LARGEST_PACKED
+
+
+Matrix = Tensor | Int8Matrix | PackedMatrix
 
 
 def multiply(state: Tensor, matrix: Matrix, nonnegative: bool = False) -> Tensor:
     """State (…, in) times a matrix (out, in): (…, out)."""
-    if isinstance(matrix, Int8Matrix):
+    if not isinstance(matrix, Tensor):
         return matrix(state, nonnegative)
     if state.device.type == "cpu" and state.dim() == 2 and len(state) <= FEW_ROWS:
         if len(state) == 1 and state.dtype == torch.bfloat16:
@@ -115,15 +156,17 @@ def multiply(state: Tensor, matrix: Matrix, nonnegative: bool = False) -> Tensor
     return F.linear(state, matrix)
 
 
-def read_matrices(weights: list[Tensor], dtype: torch.dtype) -> tuple[Matrix, ...]:
+def read_matrices(weights: list[Tensor], dtype: torch.dtype, packed: bool = False) -> tuple[Matrix, ...]:
     """Weights of linear layers that read the same state, in a dtype; joined to one where that is faster.
 
-    On a CPU they are the model's own, without a copy unless the dtype differs.
+    On a CPU they are the model's own, without a copy, unless the dtype differs or they are packed.
     """
     weights = [weight.detach() for weight in weights]
     if dtype == torch.int8:
         return (Int8Matrix(torch.cat(weights)),)
     weights = [weight.to(dtype) for weight in weights]
+    if packed:
+        return (PackedMatrix(torch.cat(weights)),)
     if len(weights) == 1 or weights[0].device.type == "cpu":
         return tuple(weights)
     return (torch.cat(weights),)

@@ -308,7 +308,7 @@ def answer_batches(
     options = answering.engine_options(mode, None, generate_kwargs)
     read, model, processor = reader(pipeline.processor, cache), pipeline.model, pipeline.processor
     if options is not None:
-        options |= {"slots": batch_size, "weights": answering.weights()}
+        options |= {"slots": batch_size, "weights": answering.weights(packed=True)}
         yield from _streamed(model, processor, read, batches, **options)
         return
     import zlib

@@ -50,6 +50,7 @@ class Slots:
         self.cache_length = 0
         self.mask_value = torch.finfo(decoder.weights.dtype).min  # not -inf: a free slot must not hold NaN
         self.bias_table = decoder.weights.biases(max_new_tokens + decoder.sync_interval)
+        self.bias_from_first = self.bias_table.flip(1)
 
     @property
     def active(self) -> int:
@@ -73,6 +74,19 @@ class Slots:
             written, text = _rounded_up(written, multiple), _rounded_up(text, multiple)
             found.append((rows, min(written, self.cache_length), min(text, self.cross_mask.shape[-1])))
         return found
+
+    def biases(self, longest: int, place: int | None) -> Tensor:
+        """T5's bias on the first `longest` keys of the slots' own, (rows, heads, 1, longest), -inf on those to come.
+
+        Args:
+            place: where all rows write, if that is the same.
+        """
+        if place is not None and longest == place + 1:
+            own = self.bias_from_first[None, :, None, self.bias_from_first.shape[-1] - 1 - place :]
+            return own.expand(len(self.keys), -1, -1, -1)
+        distance = self.positions[:, None] - torch.arange(longest, device=self.decoder.device)  # (rows, longest)
+        bias = self.bias_table[:, distance.clamp(min=0)].transpose(0, 1)[:, :, None]
+        return bias.masked_fill((distance < 0)[:, None, None], float("-inf"))
 
     def admit(self, rows: list[tuple[Hashable, Tensor, Tensor]]) -> None:
         """Gives rows a slot: a free one, or a new one."""

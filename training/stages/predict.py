@@ -166,7 +166,7 @@ class _Predictor:
         from mmcot.training.inference.engine import StageWeights, write_texts
 
         options = {"max_new_tokens": self.greedy.max_new_tokens, "eos_token_id": self.greedy.eos_token_id}
-        options["weights"] = StageWeights(self.model, self.dtype)
+        options["weights"] = StageWeights(self.model, self.dtype, packed=True)
         for id_, ids in write_texts(self.model, inputs, slots=slots, **options):
             yield id_, {"rationale_ids": [ids]}
 
@@ -180,7 +180,7 @@ class _Predictor:
     def _scored(self, inputs, slots: int):
         from mmcot.training.inference.engine import StageWeights, score_options_of
 
-        weights = StageWeights(self.model, self.dtype)
+        weights = StageWeights(self.model, self.dtype, packed=True)
         for keys, found in score_options_of(self.model, inputs, **self.option_ids, weights=weights):
             for id_, log_probs in zip(keys, found, strict=True):
                 yield id_, {"option_log_probs": log_probs[None]}

@@ -6,7 +6,7 @@ from tiny_models import VOCAB, image_inputs, text_inputs, tiny_model
 from transformers import GenerationConfig
 
 from mmcot.training.inference.decoder import GreedyDecoder
-from mmcot.training.inference.decoder_weights import forced_logits, is_plain_t5
+from mmcot.training.inference.decoder_weights import DecoderWeights, forced_logits, is_plain_t5
 from mmcot.training.inference.generation import is_plain_greedy
 from mmcot.training.inference.slots import most_probable
 
@@ -60,11 +60,13 @@ def generated(model, inputs, max_new_tokens, end):
 
 @pytest.mark.parametrize("fields", [{}, {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}])
 @pytest.mark.parametrize("slots", [1, 4, 64])
-def test_ids_equal_generate_one_by_one(fields, slots):
+@pytest.mark.parametrize("packed", [False, True])
+def test_ids_equal_generate_one_by_one(fields, slots, packed):
     model = varied_model(**fields)
     batches, expected, end = encoded_rows(model)
     assert len({len(ids) for ids in expected.values()}) > 2  # some end early, some never
-    assert dict(GreedyDecoder(model, slots).decode(batches, 20, end)) == expected
+    weights = DecoderWeights(model, packed=packed)
+    assert dict(GreedyDecoder(model, slots, weights=weights).decode(batches, 20, end)) == expected
 
 
 @pytest.mark.parametrize("sync_interval", [1, 3, 8])
