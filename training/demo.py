@@ -1,13 +1,19 @@
 """The demonstration: three models trained from scratch on generated questions, compared, and asked."""
 
+import contextlib
 import json
 import logging
+import multiprocessing
+import multiprocessing.connection
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from mmcot.training.common import MissingFileError, UserError, versions
 
@@ -54,14 +60,20 @@ def demo(output: str | Path = "mmcot-demo", quick: bool = False, seed: int = 0, 
         seconds[START] = round(time.perf_counter() - began, 1)
         started = folder / "runs" / START / "answer"
         overrides += [f"model={started}", f"tokenizer={started}"]
+    options = {name: [*overrides, f"output_dir={folder / 'runs' / recipe}"] for name, recipe in arms.items()}
     for name, recipe_name in arms.items():
-        recipes[name] = load_recipe(recipe_name, [*overrides, f"output_dir={folder / 'runs' / recipe_name}"])
-        say(f"{name}: training")
-        began = time.perf_counter()
-        found = run_recipe(recipes[name])
-        results[name] = found["test"]
-        seconds[name] = round(time.perf_counter() - began, 1)
+        recipes[name] = load_recipe(recipe_name, options[name])
+    if len(arms) > 1:
+        say(f"{', '.join(arms)}: training side by side")
+    for name, took in _side_by_side(arms, options):
+        if took is None:  # alone, or it did not get through beside the others: goes on, or says why not
+            say(f"{name}: training")
+            began = time.perf_counter()
+            run_recipe(recipes[name])
+            took = time.perf_counter() - began
+        results[name], seconds[name] = _scores(recipes[name], "test"), round(took, 1)
         say(f"{name}: {results[name]['accuracy']['IMG']:.1f} % of the questions with a picture")
+    results = {name: results[name] for name in arms}
 
     recipe = recipes[MAIN]
     problems = load_problems(recipe.data, recipe.test_split)
@@ -69,7 +81,7 @@ def demo(output: str | Path = "mmcot-demo", quick: bool = False, seed: int = 0, 
         problems = problems.select(range(min(recipe.max_test_samples, len(problems))))
     hub = _copy_repository(Path(recipe.output_dir) / "hub", folder / "hub")
     if quick:  # where all questions have a picture, the run has asked them without
-        results[BLANK] = found["test_blank"]
+        results[BLANK] = _scores(recipe, "test_blank")
     else:
         say(f"{MAIN}: asked again without its pictures")
         results[BLANK] = _without_pictures(hub, problems, folder)
@@ -107,7 +119,103 @@ class _Narrator:
         self.start = start
 
     def __call__(self, text: str) -> None:
-        print(f"[{time.perf_counter() - self.start:5.0f} s] {text}", flush=True)
+        clear = "\r\033[J" if sys.stdout.isatty() else ""  # bars of processes side by side
+        print(f"{clear}[{time.perf_counter() - self.start:5.0f} s] {text}", flush=True)
+
+
+def _scores(recipe, split: str) -> dict:
+    return json.loads((Path(recipe.output_dir) / f"results_{split}.json").read_text(encoding="utf-8"))
+
+
+def _side_by_side(arms: dict[str, str], options: dict[str, list[str]]) -> Iterator[tuple[str, float | None]]:
+    """Runs recipes in processes that share this one's threads: networks so small don't fill them.
+
+    Args:
+        arms: name → recipe.
+        options: name → the recipe's `key=value`.
+
+    Yields:
+        each arm when its process has ended, with its seconds; or with None, where it is left to do here: one arm
+        alone, one thread, or a process that failed.
+    """
+    import torch
+
+    threads = torch.get_num_threads() // len(arms) or 1
+    if len(arms) == 1 or torch.get_num_threads() == 1:
+        yield from ((name, None) for name in arms)
+        return
+    if sys.platform == "linux":  # libraries are imported once, by a process that computes nothing
+        context: Any = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["mmcot.training.stages.fit", "mmcot.training.stages.trainer"])
+    else:
+        context = multiprocessing.get_context("spawn")
+    lock, began = context.RLock(), time.perf_counter()
+    running = {
+        name: context.Process(target=_arm, args=(recipe, options[name], threads, name, 1 + place, lock))
+        for place, (name, recipe) in enumerate(arms.items())
+    }
+    try:
+        with _later_interrupts():  # Ctrl-C is for this process, which ends the others
+            for process in running.values():
+                process.start()
+        while running:
+            ended = multiprocessing.connection.wait([process.sentinel for process in running.values()])
+            took = time.perf_counter() - began
+            for name, process in list(running.items()):
+                if process.sentinel in ended:
+                    del running[name]
+                    process.join()
+                    yield name, None if process.exitcode else took
+    finally:
+        for process in running.values():
+            if process.pid is not None:
+                process.terminate()
+                process.join()
+
+
+@contextlib.contextmanager
+def _later_interrupts() -> Iterator[None]:
+    """Interrupts wait for the end of the block, and never reach processes that are started in it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if hasattr(signal, "pthread_sigmask") else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _arm(recipe: str, options: list[str], threads: int, name: str, place: int, lock) -> None:
+    """A recipe in a process of its own. It shows bars, on a line of its own; what there is to know of the data, which
+    is the same for all, the first one says."""
+    import torch
+    from tqdm import tqdm
+
+    from mmcot.training.stages.recipe import load_recipe
+    from mmcot.training.train import run_recipe
+
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    _quiet()
+    if place > 1:
+        logging.getLogger("mmcot").setLevel(logging.ERROR)
+    tqdm.set_lock(lock)
+    begin = tqdm.__init__
+
+    def begin_here(bar, *args, desc=None, **kwargs):
+        begin(bar, *args, desc=f"{name[:3]} {desc or ''}".strip(), **{"mininterval": 0.5, **kwargs, "position": place})
+
+    tqdm.__init__ = begin_here
+    try:
+        run_recipe(load_recipe(recipe, options))
+    except BaseException:  # it is done again where it is heard
+        os._exit(1)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os._exit(1)
 
 
 def _quiet() -> None:
