@@ -67,13 +67,14 @@ def run_recipe(recipe: Recipe) -> dict[str, dict[str, Any]]:
 def score(run: Run, split: str) -> dict[str, Any]:
     """Scores of a split's answers, as `mmcot evaluate` gives them, also written to `results_<split>.json`."""
     from mmcot.training.common import write_json
+    from mmcot.training.data.batched import read_records
     from mmcot.training.data.mixture import is_mixture
     from mmcot.training.evaluation.protocol import protocol_of, rationale_format_of, told
     from mmcot.training.evaluation.reading import read_predictions
     from mmcot.training.evaluation.scoring import evaluate_predictions, evaluate_sources
 
     answers = run.predictions_file("answer", split)
-    problems = {problem["id"]: problem for problem in run.questions(split).remove_columns(["images"])}
+    problems = {problem["id"]: problem for problem in read_records(run.questions(split).remove_columns(["images"]))}
     options = {"protocol": protocol_of(answers), "rationale_format": rationale_format_of(answers)}
     predictions = read_predictions(answers)
     result = evaluate_predictions(problems, predictions, **options)

@@ -24,7 +24,7 @@ class Collection:
         self.problems, self.runs = problems, dict(list(runs.items())[:2])
         columns = [name for name in problems.column_names if name != "images"]
         records = problems.select_columns(columns).to_list()
-        known = set.intersection(*(set(run) for run in self.runs.values())) if self.runs else set(problems["id"])
+        known = set.intersection(*(set(run) for run in self.runs.values())) if self.runs else set(problems["id"][:])
         self.rows = [row for row, record in enumerate(records) if record["id"] in known]
         self.records = {row: records[row] for row in self.rows}
         by_id = {self.records[row]["id"]: self.records[row] for row in self.rows}

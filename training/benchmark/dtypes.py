@@ -28,6 +28,7 @@ def compare_dtypes(
         {"questions", "model" (fingerprint), "dtypes": {dtype: {"accuracy" (% in the paper's columns), "seconds" (None
         of a file that was there), "equal_rationales" and "equal_answers" (% of the questions, to float32)}}}
     """
+    from mmcot.training.data.batched import read_records
     from mmcot.training.data.problems import load_problems
     from mmcot.training.evaluation.predictions import read_header
     from mmcot.training.evaluation.reading import read_predictions
@@ -37,7 +38,7 @@ def compare_dtypes(
     problems = load_problems(source, split)
     if limit is not None:
         problems = problems.select(range(min(limit, len(problems))))
-    records = {problem["id"]: problem for problem in problems.remove_columns(["images"])}
+    records = {problem["id"]: problem for problem in read_records(problems.remove_columns(["images"]))}
     found: dict[str, dict[str, Any]] = {}
     first: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="mmcot-dtypes-") as temporary:

@@ -103,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _picture(args: argparse.Namespace) -> int:
     """Answers of a repository to the first questions with a picture, drawn."""
+    from mmcot.training.data.batched import read_column
     from mmcot.training.inference.predict import load_pipeline
     from mmcot.training.report.drawing import draw_report, has_patch_grid
 
@@ -111,7 +112,7 @@ def _picture(args: argparse.Namespace) -> int:
     model, args.problems = args.runs
     limit, args.limit = args.limit, None  # of problems with a picture
     problems = problems_of(args, args.split)
-    chosen = [i for i, images in enumerate(problems["images"]) if images][:limit]
+    chosen = [i for i, images in enumerate(read_column(problems, "images")) if images][:limit]
     if not chosen:
         raise UserError(f"{args.problems}: no problem has a picture")
     problems = [dict(problems[i]) for i in chosen]

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mmcot.training.data.batched import read_records
 from mmcot.training.data.files import download, hub_name, locate, read_metadata
 
 
@@ -144,7 +145,7 @@ def _records(problems: Any):
         names = getattr(part, "column_names", None)
         if names is not None:  # the few columns that are looked at, and no images
             part = part.select_columns([n for n in ("id", "split", "has_image", "lecture") if n in names])
-        for record in part:
+        for record in read_records(part):
             yield split, record
 
 

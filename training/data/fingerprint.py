@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmcot.training.common import MissingFileError
+from mmcot.training.data.batched import read_records
 
 
 def content_fingerprint(problems: Iterable[Mapping[str, Any]], *, images: bool = True) -> str:
@@ -26,7 +27,7 @@ def content_fingerprint(problems: Iterable[Mapping[str, Any]], *, images: bool =
         MissingFileError: an image is gone.
     """
     total = hashlib.sha256()
-    for problem in problems:
+    for problem in read_records(problems):
         record = {name: value for name, value in problem.items() if name != "images"}
         if images:
             record["images"] = [image_hash(image, problem.get("id")) for image in problem.get("images") or ()]

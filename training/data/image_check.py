@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmcot.training.common import UserError
+from mmcot.training.data.batched import read_column
 
 SHOWN = 20
 
@@ -95,7 +96,7 @@ def _note_of(problems) -> Path | None:
     from mmcot.training.data.files import file_stamp
 
     parts = [problems._fingerprint.encode(), PIL.__version__.encode()]
-    for images in problems["images"]:
+    for images in read_column(problems, "images"):
         parts += [file_stamp(Path(image["path"])) for image in images if image.get("path")]
     name = hashlib.sha256(b"\0".join(parts)).hexdigest()
     return Path(datasets.config.HF_DATASETS_CACHE) / "mmcot_images_whole" / name

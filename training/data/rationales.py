@@ -60,7 +60,7 @@ def with_rationales(problems, rationales: Mapping[str, list[str]], where: str | 
     Raises:
         UserError: none of the problems has a rationale.
     """
-    ids = problems["id"]
+    ids = problems["id"][:]
     chosen = [(row, number) for row, id_ in enumerate(ids) for number in range(len(rationales.get(id_, ())))]
     if not chosen:
         raise UserError(f"{where}: has no rationale of any of the {len(ids)} problems: written for another source?")

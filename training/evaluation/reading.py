@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmcot.training.common import MissingFileError, UserError
+from mmcot.training.data.batched import read_records
 from mmcot.training.data.splits import split_members, split_name
 from mmcot.training.evaluation.answers import answer_index
 from mmcot.training.evaluation.predictions import read_header
@@ -146,7 +147,7 @@ def by_id(content: Any, origin: Any = "the records given") -> dict[str, Any]:
     if isinstance(content, (str, bytes)) or not isinstance(content, Iterable):
         raise UserError(f"{origin}: expected an object {{id: …}} or records with an `id`")
     records: dict[str, Any] = {}
-    for number, record in enumerate(content, start=1):
+    for number, record in enumerate(read_records(content), start=1):
         if not isinstance(record, Mapping) or record.get("id") is None:
             raise UserError(f"{origin}: record {number} has no `id`")
         if str(record["id"]) in records:

@@ -2,6 +2,7 @@
 
 from mmcot.processing import image_references
 from mmcot.training.common import UserError
+from mmcot.training.data.batched import read_records
 from mmcot.training.features.backbone import load_backbone
 from mmcot.training.features.cache import FeatureCache, is_original, problem_keys
 from mmcot.training.features.presets import VISION_PRESETS
@@ -92,8 +93,8 @@ def check_features_cover(cache: FeatureCache, problems) -> None:
     """
     missing, foreign, blind = [], [], []
     by_id = cache.info["keys"] == "problem id"
-    looked = by_id and any(image_references(problem) for problem in problems)  # else pictures were left out
-    for problem in problems:
+    looked = by_id and any(map(image_references, read_records(problems)))  # else pictures were left out
+    for problem in read_records(problems):
         if by_id and f"id:{problem['id']}" in cache:
             if not is_original(problem):
                 foreign.append(problem["id"])

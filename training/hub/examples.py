@@ -24,7 +24,7 @@ def write_examples(problems, folder: str | Path, count: int = COUNT) -> list[str
     target = Path(folder) / FOLDER
     shutil.rmtree(target, ignore_errors=True)
     groups: dict[tuple, list[int]] = {}
-    skills = zip(problems["has_image"], problems["skill"], problems["subject"], strict=True)
+    skills = zip(*(problems[name][:] for name in ("has_image", "skill", "subject")), strict=True)
     for row, (has_image, skill, subject) in enumerate(skills):
         groups.setdefault((not has_image, skill or subject or ""), []).append(row)
     ordered = [rows for _, rows in sorted(groups.items())]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmcot.training.common import read_jsonl, write_json, written_whole
+from mmcot.training.data.batched import read_column
 
 NEEDED = ("torch", "transformers", "numpy", "pillow")
 EXAMPLE_PICTURE = "example.png"
@@ -31,8 +32,8 @@ def requirements_of(config: Mapping[str, Any]) -> list[str]:
 
 def guessing(problems) -> dict[str, float]:
     """Expected accuracy of guessing in %: of all questions, and of those with a picture if there are any."""
-    shares = [1 / len(choices) for choices in problems["choices"]]
-    shown = [share for share, has in zip(shares, problems["has_image"], strict=True) if has]
+    shares = [1 / len(choices) for choices in read_column(problems, "choices")]
+    shown = [share for share, has in zip(shares, problems["has_image"][:], strict=True) if has]
     found = {"Avg": shares, "IMG": shown}
     return {column: 100 * sum(some) / len(some) for column, some in found.items() if some}
 

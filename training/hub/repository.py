@@ -68,7 +68,7 @@ def measured_facts(run, results: dict[str, dict], split: str) -> dict:
     from mmcot.training.stages.run import BLANK
 
     facts: dict[str, Any] = {"example": None, "blank": results.get(BLANK)}
-    facts["sizes"] = {name: (len(some), sum(some["has_image"])) for name, some in run.problems.items()}
+    facts["sizes"] = {name: (len(some), sum(some["has_image"][:])) for name, some in run.problems.items()}
     if run.stream is not None:
         facts["sizes"]["train"] = None
     if split in run.problems:

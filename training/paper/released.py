@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from mmcot.training.common import UserError, write_json
+from mmcot.training.data.batched import read_column, read_records
 from mmcot.training.hub.downloads import Found, find
 from mmcot.training.paper.published import compare_with_published
 from mmcot.training.stages.manifest import mark_step, step_is_done
@@ -69,7 +70,7 @@ def fetch_features(plan: Plan, problems, output: Path, vision: str, checkpoint: 
     if isinstance(plan["features"], str):
         from mmcot.training.features.extract import extract_features
 
-        if not any(problems["images"]):
+        if not any(read_column(problems, "images")):
             return None
         return extract_features(problems, vision, output / "features")
     file = plan["features"].fetch(output)
@@ -78,7 +79,7 @@ def fetch_features(plan: Plan, problems, output: Path, vision: str, checkpoint: 
     from mmcot.training.features.original import import_original
 
     rows = json.loads(plan["name map"].fetch(output).read_text(encoding="utf-8"))
-    without = [id_ for id_, pictured in zip(problems["id"], problems["has_image"], strict=True) if pictured]
+    without = [id_ for id_, pictured in zip(problems["id"][:], problems["has_image"][:], strict=True) if pictured]
     without = [id_ for id_ in without if id_ not in rows]
     if without:
         raise UserError(
@@ -86,7 +87,7 @@ def fetch_features(plan: Plan, problems, output: Path, vision: str, checkpoint: 
             f"{without[0]}; released features go by the original's question ids: take problems that have those, or "
             "--features extract"
         )
-    needed = {id_: rows[id_] for id_ in problems["id"] if id_ in rows}
+    needed = {id_: rows[id_] for id_ in problems["id"][:] if id_ in rows}
     if not needed:
         return None
     write_json(output / "name_map.json", needed)
@@ -149,7 +150,7 @@ def evaluate_released(name: str, plan: Plan, output: str | Path, *, max_samples=
     model, processor = load_released(plan, weights, output, recipe)
 
     rationales, predictions = None, {}
-    counts = dict(zip(problems["id"], map(len, problems["choices"]), strict=True))
+    counts = dict(zip(problems["id"][:], map(len, problems["choices"][:]), strict=True))
     written = facts = None
     for stage in STAGES:
         of_stage = recipe.for_stage(stage)
@@ -182,7 +183,7 @@ def evaluate_released(name: str, plan: Plan, output: str | Path, *, max_samples=
         predictions, facts = read_predictions(path), read_header(path)
         written = predictions
         rationales = {id_: record["generated"]["rationale"] for id_, record in written.items()}
-    records = {problem["id"]: problem for problem in problems.remove_columns(["images"])}
+    records = {problem["id"]: problem for problem in read_records(problems.remove_columns(["images"]))}
     result = evaluate_predictions(
         records, predictions, protocol=recipe.protocol, rationale_format=recipe.rationale_format
     )
@@ -288,7 +289,7 @@ def _reads(plan: Plan) -> dict[str, str]:
 def _notes(plan: Plan, recipe, problems) -> list[str]:
     """How this run differed from the paper's."""
     notes = []
-    if recipe.use_caption and not any(problems["caption"]):
+    if recipe.use_caption and not any(read_column(problems, "caption")):
         notes.append("the paper's runs had captions in the context; this data has none")
     if isinstance(plan["features"], str):
         notes.append("image features were computed here, they aren't the released ones")

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmcot.training.common import UserError
+from mmcot.training.data.batched import read_records
 from mmcot.training.reasoning import zero_shot_cot
 from mmcot.training.reasoning.calls import Caller, Work
 from mmcot.training.reasoning.methods import Selection, Settings, own_words, without_answer
@@ -25,7 +26,7 @@ def prepare(train: Sequence[Mapping[str, Any]], settings: Settings, caller: Call
     Raises:
         UserError: no embedding model, or no cluster has a question that passes.
     """
-    clusters = cluster([problem["question"] for problem in train], settings.shots, settings)
+    clusters = cluster([problem["question"] for problem in read_records(train)], settings.shots, settings)
     found = []
     for number, members in enumerate(clusters):
         candidates = [train[i] for i in members if len(train[i]["question"].split()) <= LONGEST_QUESTION][:TRIED]

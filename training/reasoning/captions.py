@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmcot.training.common import ExistingFileError, UserError, drop_cut_line, read_jsonl, write_json
+from mmcot.training.data.batched import read_column
 
 PROMPT = "Write a short description of the image."  # for models that follow instructions
 ENCODER_DECODER = "vision-encoder-decoder"
@@ -86,9 +87,8 @@ def picture_keys(problems) -> dict[str, tuple[int, str]]:
     from mmcot.training.features.image_keys import image_key
 
     found = {}
-    for row, (id_, images, own) in enumerate(
-        zip(problems["id"], problems["images"], problems["has_image"], strict=True)
-    ):
+    columns = (read_column(problems, name) for name in ("id", "images", "has_image"))
+    for row, (id_, images, own) in enumerate(zip(*columns, strict=True)):
         if own and images:
             found[id_] = (row, image_key(images[0]))
     return found

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmcot.training.common import UserError
+from mmcot.training.data.batched import read_records
 from mmcot.training.evaluation.predictions import PredictionsWriter, header
 from mmcot.training.inference.predict import model_name
 from mmcot.training.reasoning.calls import Caller, LanguageModel
@@ -120,7 +121,7 @@ def _selection(module, method: str, settings: Settings, train, problems, caller:
     if train is None or not len(train):
         raise UserError(f"{method} needs demonstrations: a source with a training split, or --demonstrations FILE")
     asked = {str(problem["id"]) for problem in problems}
-    if overlap := [problem["id"] for problem in train if str(problem["id"]) in asked]:
+    if overlap := [problem["id"] for problem in read_records(train) if str(problem["id"]) in asked]:
         raise UserError(
             f"problem {overlap[0]} is both in the training split and asked: demonstrations would give it away"
         )

@@ -112,7 +112,7 @@ def _with_images(source: str, ids: list[str], problems: Mapping[str, Mapping], o
     if path.is_file() and path.name == "problems.json":
         source = str(path.parent)
     records = load_problems(source, problems[ids[0]].get("split"), require_answer=False, **options)
-    rows = {id_: row for row, id_ in enumerate(records["id"])}
+    rows = {id_: row for row, id_ in enumerate(records["id"][:])}
     return {id_: records[rows[id_]] for id_ in ids if id_ in rows}
 
 

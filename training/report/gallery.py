@@ -60,7 +60,7 @@ def gallery_entries(
     from mmcot.training.evaluation.answers import judged_answer
 
     loaded = load_problems(source, split, require_answer=False, **(source_options or {}))
-    rows = {id_: row for row, id_ in enumerate(loaded["id"])}
+    rows = {id_: row for row, id_ in enumerate(loaded["id"][:])}
     records = {id_: dict(loaded[rows[id_]]) for id_ in ids if id_ in rows}
     seen = {} if model is None else _attention(model, records, device)
     entries = []

@@ -12,6 +12,7 @@ from pathlib import Path
 from transformers.utils import logging
 
 from mmcot.training.common import MissingFileError, UserError
+from mmcot.training.data.batched import read_column
 from mmcot.training.stages.arguments import METRICS, check_training_keys
 from mmcot.training.stages.identity import chooses_checkpoint
 from mmcot.training.stages.metrics import has_rationale
@@ -155,7 +156,7 @@ def _check_all(run, faults: Faults) -> None:
             MissingFileError(f"there is no {run.folder / 'rationale'}: train the rationale stage first")
         )
     _check_rationales(run, faults)
-    if recipe.use_caption and not any(train["caption"]):
+    if recipe.use_caption and not any(read_column(train, "caption")):
         faults.add(
             f"use_caption: none of the {len(train):,} training problems has a caption; give captions, or "
             "use_caption=false"
@@ -175,7 +176,7 @@ def _check_rationales(run, faults: Faults) -> None:
         return
 
     def count(split: str) -> int:
-        columns = [run.problems[split][name] for name in names]
+        columns = [read_column(run.problems[split], name) for name in names]
         return sum(any(has_rationale(text or "") for text in texts) for texts in zip(*columns, strict=True))
 
     total, found = len(run.problems["train"]), count("train")

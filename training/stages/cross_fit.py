@@ -33,7 +33,7 @@ def cross_fitted_rationales(run) -> dict[str, str]:
 
     recipe: Recipe = run.recipe
     problems, found = run.problems["train"], {}
-    for number, rows in enumerate(folds_of(list(problems["id"]), recipe.cross_fit)):
+    for number, rows in enumerate(folds_of(problems["id"][:], recipe.cross_fit)):
         held_out = set(rows)
         parts = {
             "train": problems.select([i for i in range(len(problems)) if i not in held_out]),

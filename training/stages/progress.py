@@ -33,6 +33,7 @@ HARMLESS = (("transformers.trainer_utils", "mtime may not be reliable"),)
 
 def describe_run(run) -> str:
     """Data and model of a run, before its first step."""
+    from mmcot.training.data.batched import read_column
     from mmcot.training.stages.metrics import has_rationale
 
     recipe, train = run.recipe, run.problems["train"]
@@ -42,9 +43,9 @@ def describe_run(run) -> str:
         counts = counts.replace(purpose["train"], "looked over of a stream to train on")
     written = sum(
         has_rationale(f"{lecture or ''} {solution or ''}")
-        for lecture, solution in zip(train["lecture"], train["solution"], strict=True)
+        for lecture, solution in zip(read_column(train, "lecture"), read_column(train, "solution"), strict=True)
     )
-    options = list(map(len, train["choices"]))
+    options = list(map(len, read_column(train, "choices")))
     vision = "a fresh backbone" if recipe.fresh_vision else " + ".join(recipe.backbones)
     base = recipe.model if isinstance(recipe.model, str) else "a fresh network"
     sees = f", pictures by {vision or 'cached features'}" if recipe.vision or recipe.features else ", no pictures"
@@ -55,7 +56,7 @@ def describe_run(run) -> str:
     rows = [
         ("data", recipe.data),
         ("questions", counts),
-        ("with a picture", _share(sum(train["has_image"]), len(train))),
+        ("with a picture", _share(sum(train["has_image"][:]), len(train))),
         ("with a rationale", _share(written, len(train))),
         ("options", f"{min(options)} to {max(options)}" if min(options) < max(options) else f"{min(options)}"),
         ("model", f"{base}{sees}, {stages}"),
@@ -156,7 +157,7 @@ class StageProgress(ProgressCallback):
         size = args.per_device_train_batch_size * many
         if self.samples is None:
             return f"{size:,} samples"
-        lengths = [int(number) for name in ("length", "target_length") for number in self.samples[name]]
+        lengths = [int(number) for name in ("length", "target_length") for number in self.samples[name][:]]
         if self.tokens_per_batch is not None:
             return f"about {min(self.tokens_per_batch * many, sum(lengths)):,} tokens"
         return f"{min(size, len(lengths) // 2):,} samples"
@@ -178,7 +179,7 @@ class StageProgress(ProgressCallback):
         return _lines(rows)
 
     def _samples(self) -> list[tuple[str, str]]:
-        sources, targets = (list(map(int, self.samples[name])) for name in ("length", "target_length"))
+        sources, targets = (list(map(int, self.samples[name][:])) for name in ("length", "target_length"))
         tokens = ", ".join(
             f"{sum(some) / len(some):.0f} {way} (longest {max(some):,})"
             for some, way in ((sources, "in"), (targets, "out"))

@@ -89,7 +89,7 @@ class Run:
         sees = self.recipe.vision is not None or self.recipe.features is not None
         if not (self.recipe.blank_probe and sees and "test" in self.problems):
             return None
-        shown = [number for number, has in enumerate(self.problems["test"]["has_image"]) if has]
+        shown = [number for number, has in enumerate(self.problems["test"]["has_image"][:]) if has]
         return self.problems["test"].select(shown) if shown else None
 
     def questions(self, split: str):
@@ -136,12 +136,12 @@ class Run:
     def _texts(self) -> Iterator[str]:
         """What a tokenizer is trained on: sources and targets of the training problems, in the run's formats."""
         from mmcot.processing import build_prompt
+        from mmcot.training.data.batched import read_records
 
         formats = [name for name in (self.recipe.rationale_format, self.recipe.answer_format) if name]
-        problems = self.problems["train"].remove_columns("images")
         return chain.from_iterable(
             build_prompt(problem, name, use_caption=self.recipe.use_caption)
-            for problem in problems
+            for problem in read_records(self.problems["train"].remove_columns("images"))
             for name in formats
         )
 
@@ -357,7 +357,7 @@ class Run:
             self.samples(split, stage, rationales),
             stage,
             file,
-            num_choices=dict(zip(problems["id"], map(len, problems["choices"]), strict=True)),
+            num_choices=dict(zip(problems["id"][:], map(len, problems["choices"][:]), strict=True)),
             batch_size=args.per_device_eval_batch_size,
             features=self.features,
             rationales=written,

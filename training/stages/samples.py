@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 from mmcot.processing import build_prompt
 from mmcot.training.common import UserError
+from mmcot.training.data.batched import read_column
 from mmcot.training.features.cache import problem_keys
 from mmcot.training.stages.fingerprints import features_fingerprint
 
@@ -46,7 +47,7 @@ def stage_dataset(
     from datasets import concatenate_datasets
 
     if isinstance(rationales, dict):
-        missing = [id_ for id_ in problems["id"] if id_ not in rationales]
+        missing = [id_ for id_ in read_column(problems, "id") if id_ not in rationales]
         if missing:
             raise UserError(f"{len(missing)} of {len(problems)} problems have no rationale, the first: {missing[0]}")
     encode = sample_encoder(processor, stage, rationales, max_target_length, features)
@@ -72,7 +73,8 @@ def stage_dataset(
         new_fingerprint=fingerprint,
         desc=f"{stage} samples",
     )
-    faults = {id_: fault for id_, fault in zip(samples["id"], samples["fault"], strict=True) if fault}
+    told = zip(read_column(samples, "id"), read_column(samples, "fault"), strict=True)
+    faults = {id_: fault for id_, fault in told if fault}
     if faults:
         first = next(iter(faults.values()))
         others = list(map(str, faults))[1:]

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Seq2SeqTrainer, TrainerCallback
 
 from mmcot.training.common import UserError
+from mmcot.training.data.batched import read_column
 from mmcot.training.inference.generation import use_engine
 from mmcot.training.stages.batches import LengthBatchSampler
 from mmcot.training.stages.cpu_steps import CpuStep, can_step, keep_freed_memory
@@ -137,7 +138,7 @@ class StageTrainer(Seq2SeqTrainer):
             return ["of this batch"]  # which a stream doesn't give twice
         pad, ids = self.processing_class.tokenizer.pad_token_id, []
         wanted = {tuple(token for token in row if token != pad) for row in inputs["input_ids"].tolist()}
-        columns = (self.train_dataset[name] for name in ("id", "input_ids"))
+        columns = (read_column(self.train_dataset, name) for name in ("id", "input_ids"))
         for id_, tokens in zip(*columns, strict=True):
             if tuple(token for token in tokens if token != pad) in wanted:
                 ids.append(str(id_))

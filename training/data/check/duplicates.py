@@ -8,7 +8,10 @@ import re
 import zlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
+
+from mmcot.training.data.batched import read_column
 
 NEAR = 0.8  # share of word triples (Jaccard)
 _HASHES, _ROWS = 48, 4  # 12 bands of 4: a pair of 0.8 is missed in one of 500 cases, one of 0.5 is seen in half
@@ -46,9 +49,9 @@ def find_duplicates(splits: Mapping[str, Any], near: bool = True) -> dict[str, A
     for split, groups in by_text.items():
         problems = splits[split]
         ids, answers, choices = problems["id"][:], problems["answer"][:], problems["choices"][:]
-        for key, members in groups.items():
-            if numbers[key] < 2:
-                continue
+        shared = {key: members for key, members in groups.items() if numbers[key] > 1}
+        images.read(split, sorted(chain.from_iterable(shared.values())))
+        for key, members in shared.items():
             for i in members:
                 whole = (key, images.key(split, i))
                 answer = None if answers[i] is None else choices[i][answers[i]].strip()
@@ -101,17 +104,25 @@ class _Images:
         self.columns = {split: problems.select_columns(["images"]) for split, problems in splits.items()}
         self.known: dict[tuple[str, int], tuple] = {}
 
+    def read(self, split: str, rows: list[int]) -> None:
+        """Hashes those of many questions, which takes less time than one by one."""
+        found = read_column(self.columns[split].select(rows), "images")
+        self.known |= {(split, i): self._hashes(images, split, i) for i, images in zip(rows, found, strict=True)}
+
     def key(self, split: str, i: int) -> tuple:
+        if (split, i) not in self.known:
+            self.known[split, i] = self._hashes(self.columns[split][i]["images"], split, i)
+        return self.known[split, i]
+
+    @staticmethod
+    def _hashes(images, split: str, i: int) -> tuple:
         from mmcot.training.common import MissingFileError
         from mmcot.training.data.fingerprint import image_hash
 
-        if (split, i) not in self.known:
-            try:
-                hashes = tuple(image_hash(image) for image in self.columns[split][i]["images"])
-            except MissingFileError:
-                hashes = ("missing", split, i)
-            self.known[split, i] = hashes
-        return self.known[split, i]
+        try:
+            return tuple(image_hash(image) for image in images)
+        except MissingFileError:
+            return "missing", split, i
 
 
 _WORD = re.compile(r"\w+")

@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from mmcot.training.data.batched import read_column
+
 
 def check_options(splits: Mapping[str, Any]) -> dict[str, Any]:
     """Numbers of options, places of the right answers, repeated options.
@@ -19,7 +21,8 @@ def check_options(splits: Mapping[str, Any]) -> dict[str, Any]:
     repeated: list[str] = []
     unanswered: dict[str, int] = {}
     for split, problems in splits.items():
-        for id_, choices, answer in zip(problems["id"], problems["choices"], problems["answer"], strict=True):
+        columns = (read_column(problems, name) for name in ("id", "choices", "answer"))
+        for id_, choices, answer in zip(*columns, strict=True):
             counts[len(choices)] += 1
             if len({choice.strip() for choice in choices}) < len(choices):
                 repeated.append(id_)
@@ -104,5 +107,5 @@ def _share(values: list[int], answer: int) -> float:
 
 
 def _rows(problems) -> list[tuple[list[str], int]]:
-    pairs = zip(problems["choices"], problems["answer"], strict=True)
+    pairs = zip(read_column(problems, "choices"), read_column(problems, "answer"), strict=True)
     return [(choices, answer) for choices, answer in pairs if answer is not None]

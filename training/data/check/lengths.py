@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mmcot.training.data.batched import read_column, read_records
+
 SHOWN = 5  # ids
 LONG = 5000  # problems that take so long that a bar is shown
 
@@ -57,7 +59,7 @@ def _stage_lengths(splits, processor, stage: str, max_target_length: int, known)
     for split, near in rows.items():
         problems = splits[split]
         columns = [name for name in problems.column_names if name != "images"]
-        for problem in problems.select_columns(columns).select(near):
+        for problem in read_records(problems.select_columns(columns).select(near)):
             progress.update()
             try:
                 length, what, target = _one(processor, problem, stage)
@@ -134,9 +136,9 @@ def unknown_characters(splits: Mapping[str, Any], tokenizer) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for problems in splits.values():
         for name in ("question", "context", "lecture", "solution", "caption"):
-            for text in problems[name]:
+            for text in read_column(problems, name):
                 counts.update(text or "")
-        for choices in problems["choices"]:
+        for choices in read_column(problems, "choices"):
             for choice in choices:
                 counts.update(choice)
     unknown = tokenizer.unk_token_id

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from mmcot.training.data.batched import read_column
 from mmcot.training.data.check.lengths import spread
 from mmcot.training.data.image_check import cpu_count, fault_of_image
 
@@ -29,7 +30,7 @@ def check_pictures(splits: Mapping[str, Any], *, decode: bool = True) -> dict[st
     for split, problems in splits.items():
         found["with"][split] = 0
         column = problems.select_columns(["id", "images"])
-        for row, images in enumerate(problems["images"]):
+        for row, images in enumerate(read_column(problems, "images")):
             found["with"][split] += bool(images)
             found["several"] += len(images) > 1
             found["pictures"] += len(images)

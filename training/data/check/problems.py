@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from mmcot.training.common import UserError
+from mmcot.training.data.batched import read_column
 from mmcot.training.data.check.guessing import check_options, guessing_baselines
 from mmcot.training.data.check.notes import find_faults, find_warnings
 from mmcot.training.data.splits import MADE
@@ -158,8 +159,8 @@ def check_problems(
 
 def _rationales(problems) -> dict[str, Any]:
     """Share in % of questions with a solution and with a lecture, and the solutions' mean number of words."""
-    solutions = [len((text or "").split()) for text in problems["solution"]]
-    lectures = sum(bool((text or "").strip()) for text in problems["lecture"])
+    solutions = [len((text or "").split()) for text in read_column(problems, "solution")]
+    lectures = sum(bool((text or "").strip()) for text in read_column(problems, "lecture"))
     written = [words for words in solutions if words]
     total = max(1, len(solutions))
     return {
