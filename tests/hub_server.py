@@ -8,7 +8,6 @@ has to run with `HF_HUB_DISABLE_XET=1`; `HubServer.environment` says so.
 Files lie in a folder by their SHA-256; commits, branches and tags are kept in memory.
 """
 
-import base64
 import contextlib
 import hashlib
 import json
@@ -18,71 +17,17 @@ import shutil
 import socket
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from http.server import ThreadingHTTPServer
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
+from hub_answers import API_VERBS, RepositoryAnswers
 from hub_http import HubError, Reply, Request, handler_of
-
-API_VERBS = {"branch", "commit", "commits", "paths-info", "preupload", "refs", "revision", "tag", "tree"}
-LFS_SUFFIXES = {".arrow", ".bin", ".model", ".npy", ".npz", ".parquet", ".pt", ".pth", ".safetensors"}
-DATE = "2024-01-01T00:00:00.000Z"
+from hub_repositories import LFS_SUFFIXES, Blob, Repo, blob_of, git_oid, wants_lfs
 
 
-class Blob(NamedTuple):
-    size: int
-    oid: str  # git's SHA-1 of the content; for a large file, of its LFS pointer
-    sha256: str
-    lfs: bool
-
-    @property
-    def etag(self) -> str:
-        return self.sha256 if self.lfs else self.oid
-
-
-@dataclass
-class Commit:
-    sha: str
-    files: dict[str, Blob]
-    title: str
-    parents: tuple[str, ...] = ()
-
-    def brief(self) -> dict:
-        return {"id": self.sha, "title": self.title, "date": DATE}
-
-
-@dataclass
-class Repo:
-    kind: str
-    id: str
-    private: bool = False
-    gated: bool = False
-    commits: dict[str, Commit] = field(default_factory=dict)
-    branches: dict[str, str] = field(default_factory=dict)
-    tags: dict[str, str] = field(default_factory=dict)
-
-    def commit(self, branch: str, files: dict[str, Blob], title: str) -> Commit:
-        parents = tuple(filter(None, [self.branches.get(branch)]))
-        state = repr((self.kind, self.id, len(self.commits), parents, sorted(files.items()), title))
-        commit = Commit(hashlib.sha1(state.encode()).hexdigest(), files, title, parents)
-        self.commits[commit.sha] = commit
-        self.branches[branch] = commit.sha
-        return commit
-
-    def at(self, revision: str) -> Commit:
-        """The commit that a branch, a tag or a hash (seven figures or more of it) names."""
-        sha = self.branches.get(revision) or self.tags.get(revision)
-        if sha is None and re.fullmatch(r"[0-9a-f]{7,40}", revision):
-            sha = next((sha for sha in self.commits if sha.startswith(revision)), None)
-        if sha is None:
-            raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
-        return self.commits[sha]
-
-
-class HubServer:
+class HubServer(RepositoryAnswers):
     """Serves repositories until `close()`.
 
     Attributes:
@@ -166,7 +111,7 @@ class HubServer:
                 if isinstance(content, Path):
                     content = content.read_bytes()
                 content = content.encode() if isinstance(content, str) else content
-                tree[name] = self._store(content, lfs=_wants_lfs(name, content))
+                tree[name] = self._store(content, lfs=wants_lfs(name, content))
             return repo.commit("main", tree, "Add files").sha
 
     def files(self, repo_id: str, repo_type: str = "model", revision: str = "main") -> dict[str, bytes]:
@@ -188,7 +133,7 @@ class HubServer:
     def _store(self, content: bytes, lfs: bool) -> Blob:
         sha256 = hashlib.sha256(content).hexdigest()
         self._blob_path(sha256).write_bytes(content)
-        return _blob(sha256, len(content), _git_oid(content), lfs)
+        return blob_of(sha256, len(content), git_oid(content), lfs)
 
     # --- answers: large files (the CDN)
 
@@ -285,107 +230,6 @@ class HubServer:
         del self.repos[kind, repo_id]
         return Reply()
 
-    def _get_revision(self, repo: Repo, revision: str, path: str, query: dict, data: bytes) -> Reply:
-        commit = repo.at(revision)
-        siblings = [{"rfilename": name} for name in commit.files]
-        if "blobs" in query:
-            siblings = [{"rfilename": name, "blobId": b.oid, **_entry(name, b)} for name, b in commit.files.items()]
-        about = {"id": repo.id, "author": repo.id.split("/")[0], "sha": commit.sha, "private": repo.private}
-        state = {"gated": "auto" if repo.gated else False, "disabled": False, "downloads": 0, "likes": 0, "tags": []}
-        return Reply({**about, **state, "createdAt": DATE, "lastModified": DATE, "siblings": siblings})
-
-    def _get_tree(self, repo: Repo, revision: str, folder: str, query: dict, data: bytes) -> Reply:
-        commit = repo.at(revision)
-        entries = _entries(commit)
-        if folder and entries.get(folder, {}).get("type") != "directory":
-            raise HubError(404, f"{folder} does not exist on {revision}", "EntryNotFound")
-        prefix = f"{folder}/" if folder else ""
-        below = {name: entry for name, entry in entries.items() if name.startswith(prefix) and name != folder}
-        if query.get("recursive") != ["true"]:
-            below = {name: entry for name, entry in below.items() if "/" not in name[len(prefix) :]}
-        return Reply([_expanded(entry, commit, query) for entry in below.values()])
-
-    def _post_paths_info(self, repo: Repo, revision: str, path: str, query: dict, data: dict) -> Reply:
-        commit = repo.at(revision)
-        entries = _entries(commit)
-        return Reply([_expanded(entries[name], commit, data) for name in data["paths"] if name in entries])
-
-    def _get_commits(self, repo: Repo, revision: str, path: str, query: dict, data: bytes) -> Reply:
-        commit, history = repo.at(revision), []
-        while commit is not None:
-            history.append({**commit.brief(), "message": "", "authors": [{"user": self.user}]})
-            commit = repo.commits[commit.parents[0]] if commit.parents else None
-        return Reply(history)
-
-    def _get_refs(self, repo: Repo, name: str, path: str, query: dict, data: bytes) -> Reply:
-        branches = [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": sha} for n, sha in repo.branches.items()]
-        tags = [{"name": n, "ref": f"refs/tags/{n}", "targetCommit": sha} for n, sha in repo.tags.items()]
-        return Reply({"branches": branches, "tags": tags, "converts": [], "pullRequests": []})
-
-    def _post_branch(self, repo: Repo, name: str, path: str, query: dict, data: bytes) -> Reply:
-        if name in repo.branches:
-            raise HubError(409, f"Reference refs/heads/{name} already exists")
-        repo.branches[name] = repo.at(json.loads(data or b"{}").get("startingPoint") or "main").sha
-        return Reply()
-
-    def _post_tag(self, repo: Repo, revision: str, path: str, query: dict, data: bytes) -> Reply:
-        name = json.loads(data)["tag"]
-        if name in repo.tags:
-            raise HubError(409, f"Tag {name} already exists")
-        repo.tags[name] = repo.at(revision).sha
-        return Reply()
-
-    def _delete_branch(self, repo: Repo, name: str, path: str, query: dict, data: bytes) -> Reply:
-        return self._delete_reference(repo.branches if name != "main" else {}, name)
-
-    def _delete_tag(self, repo: Repo, name: str, path: str, query: dict, data: bytes) -> Reply:
-        return self._delete_reference(repo.tags, name)
-
-    def _delete_reference(self, references: dict, name: str) -> Reply:
-        if references.pop(name, None) is None:
-            raise HubError(404, f"Invalid rev id: {name}", "RevisionNotFound")
-        return Reply()
-
-    def _post_preupload(self, repo: Repo, revision: str, path: str, query: dict, data: bytes) -> Reply:
-        tree, answers = repo.at(revision).files, []
-        for file in json.loads(data)["files"]:
-            mode = "lfs" if _wants_lfs(file["path"], base64.b64decode(file["sample"]), file["size"]) else "regular"
-            known = tree.get(file["path"])
-            oid = {"oid": known.etag} if known else {}
-            answers.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": False, **oid})
-        return Reply({"files": answers})
-
-    def _post_commit(self, repo: Repo, branch: str, path: str, query: dict, data: bytes) -> Reply:
-        if "create_pr" in query:
-            raise HubError(501, "Pull requests are not served here")
-        head, title = repo.at(branch), ""
-        tree = dict(head.files)
-        for line in map(json.loads, data.splitlines()):
-            value = line["value"]
-            if line["key"] == "header":
-                title = value["summary"]
-                if value.get("parentCommit", head.sha) != head.sha:
-                    raise HubError(412, "A commit has happened since. Please refresh and try again.")
-            elif line["key"] == "file":
-                tree[value["path"]] = self._store(base64.b64decode(value["content"]), lfs=False)
-            elif line["key"] == "lfsFile":
-                stored = self._blob_path(value["oid"])
-                if not stored.is_file():
-                    raise HubError(400, f"LFS object {value['oid']} of {value['path']} was never uploaded")
-                tree[value["path"]] = _blob(value["oid"], stored.stat().st_size, lfs=True)
-            elif line["key"] in ("deletedFile", "deletedFolder"):
-                folder = value["path"].rstrip("/") + "/"
-                gone = [
-                    n for n in tree if n == value["path"] or (line["key"] != "deletedFile" and n.startswith(folder))
-                ]
-                if not gone:
-                    raise HubError(404, "A file with this name doesn't exist", "EntryNotFound")
-                for name in gone:
-                    del tree[name]
-        commit = repo.commit(branch, tree, title)
-        prefix = "" if repo.kind == "model" else f"{repo.kind}s/"
-        return Reply({"commitUrl": f"{self.url}/{prefix}{repo.id}/commit/{commit.sha}", "commitOid": commit.sha})
-
     def _lfs(self, repo: Repo, path: str, step: str, data: dict) -> Reply:
         if step == "verify":
             stored = self._blob_path(data["oid"])
@@ -410,41 +254,6 @@ class HubServer:
             return Reply(self._blob_path(blob.sha256), {**headers, "ETag": f'"{blob.oid}"'})
         linked = {"X-Linked-Size": str(blob.size), "X-Linked-Etag": f'"{blob.sha256}"'}
         return Reply(b"", {**headers, **linked, "Location": f"{self.cdn_url}/{blob.sha256}"}, 302)
-
-
-def _git_oid(content: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
-def _blob(sha256: str, size: int, oid: str = "", lfs: bool = False) -> Blob:
-    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n"
-    return Blob(size, _git_oid(pointer.encode()) if lfs else oid, sha256, lfs)
-
-
-def _wants_lfs(name: str, sample: bytes, size: int | None = None) -> bool:
-    size = len(sample) if size is None else size
-    return size > 0 and (Path(name).suffix in LFS_SUFFIXES or b"\0" in sample[:512] or size > 10 * 2**20)
-
-
-def _entry(name: str, blob: Blob) -> dict:
-    entry = {"type": "file", "path": name, "size": blob.size, "oid": blob.oid}
-    if not blob.lfs:
-        return entry
-    # the same figure goes by two names: `oid` in trees, `sha256` in a repository's siblings
-    return {**entry, "lfs": {"oid": blob.sha256, "sha256": blob.sha256, "size": blob.size, "pointerSize": 134}}
-
-
-def _entries(commit: Commit) -> dict[str, dict]:
-    """Files and the folders that they imply, by path."""
-    folders = {p.as_posix() for name in commit.files for p in Path(name).parents if p.name}
-    entries = {
-        name: {"type": "directory", "path": name, "size": 0, "oid": _git_oid(name.encode())} for name in folders
-    }
-    return dict(sorted({**entries, **{name: _entry(name, blob) for name, blob in commit.files.items()}}.items()))
-
-
-def _expanded(entry: dict, commit: Commit, options: dict) -> dict:
-    return {**entry, "lastCommit": commit.brief()} if options.get("expand") in (["true"], ["True"]) else entry
 
 
 @pytest.fixture

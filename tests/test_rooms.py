@@ -84,7 +84,7 @@ def test_what_travels_imports_its_siblings_only(path):
 
 
 @pytest.mark.parametrize(
-    "path", [path for folder in (*FLAT, "training") for path in files(folder)], ids=lambda path: path.name
+    "path", [path for folder in (*FLAT, "training", "tests") for path in files(folder)], ids=lambda path: path.name
 )
 def test_files_are_short_and_well_named(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, "longer than 400 lines"

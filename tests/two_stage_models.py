@@ -1,8 +1,8 @@
-"""Small random two-stage models whose outputs differ from problem to problem."""
+"""Small random models of two stages and of one, whose outputs differ from problem to problem."""
 
 import torch
 
-from mmcot import MMCoTConfig, MMCoTForConditionalGeneration
+from mmcot import MMCoTConfig, MMCoTForConditionalGeneration, MMCoTProcessor
 from mmcot.vision_mmcot import build_vision
 
 SIZES = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
@@ -30,3 +30,17 @@ def make_stage(processor, seed, **settings):
         model.encoder.vision = build_vision(model.config.vision_config)
         model.train()
     return model.eval()
+
+
+def one_stage(processor, answer_format, **settings):
+    """A one-stage model and its processor."""
+    own = MMCoTProcessor(
+        processor.image_processor,
+        processor.tokenizer,
+        rationale_format=None,
+        answer_format=answer_format,
+        max_source_length=200,
+    )
+    model = make_stage(processor, 3, prompt_format=answer_format, **settings)
+    model.processor = own
+    return model, own

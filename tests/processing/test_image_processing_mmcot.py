@@ -5,18 +5,13 @@ import pytest
 import timm
 import torch
 import torchvision.transforms as T
+from image_helpers import picture
 from PIL import Image
 from transformers import DetrImageProcessorPil
 
 from mmcot.processing import MMCoTImageProcessor, ProblemError, image_processor_for
 
 TIMM_NAMES = {"vit": "vit_large_patch32_384", "clip": "resnet101_clip.openai", "resnet": "resnet50"}
-
-
-def picture(width=40, height=30, mode="RGB", seed=0):
-    """A smooth coloured picture: noise would hide a shift by a pixel, flat colour would not show one."""
-    noise = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC).convert(mode)
 
 
 @pytest.mark.parametrize("name", list(TIMM_NAMES))
