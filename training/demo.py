@@ -254,7 +254,9 @@ def _without_pictures(hub: Path, problems, folder: Path) -> dict:
 
 def _chance(problems) -> float:
     """Expected accuracy in % of guessing, on the questions with a picture."""
-    shown = [len(choices) for choices, has in zip(problems["choices"], problems["has_image"], strict=True) if has]
+    shown = [
+        len(choices) for choices, has in zip(problems["choices"][:], problems["has_image"][:], strict=True) if has
+    ]
     return round(100 * sum(1 / count for count in shown) / len(shown), 2)
 
 
@@ -267,7 +269,7 @@ def _exact(run_folder: Path, problems) -> dict[str, float]:
     right = [
         build_prompt(problem, "QCM-E")[1] == written[problem["id"]]["generated"]["rationale"] for problem in problems
     ]
-    shown = [ok for ok, has in zip(right, problems["has_image"], strict=True) if has]
+    shown = [ok for ok, has in zip(right, problems["has_image"][:], strict=True) if has]
     return {"all": round(100 * sum(right) / len(right), 2), "IMG": round(100 * sum(shown) / len(shown), 2)}
 
 
@@ -276,7 +278,7 @@ def _draw(hub: Path, problems, path: Path) -> None:
     from mmcot.training.report.drawing import draw_report
 
     skills: dict[str, list[int]] = {}
-    for i, (skill, has) in enumerate(zip(problems["skill"], problems["has_image"], strict=True)):
+    for i, (skill, has) in enumerate(zip(problems["skill"][:], problems["has_image"][:], strict=True)):
         if has:
             skills.setdefault(skill, []).append(i)
     chosen = [indices[row] for row in range(REPORT_ROWS) for indices in skills.values() if row < len(indices)]
@@ -299,8 +301,7 @@ def _ask_in_fresh_process(hub: Path, problems, folder: Path) -> str:
     """Question, rationale and answer of a test problem, from a process that knows nothing but the folder."""
     from mmcot.processing import load_images
 
-    index = problems["has_image"].index(True) if isinstance(problems["has_image"], list) else 0
-    problem = next(dict(problems[i]) for i in range(index, len(problems)) if problems[i]["images"])
+    problem = dict(problems[problems["has_image"][:].index(True)])
     picture = folder / "question.png"
     load_images(problem)[0].save(picture)
     asked = {"question": problem["question"], "choices": problem["choices"], "context": problem["context"]}

@@ -89,7 +89,7 @@ def _written(pipeline, problems, predictions: str | Path) -> dict[str, str]:
     if found is not None and found != model_fingerprint(pipeline.model):
         raise UserError(f"{predictions}: is by another model than the one whose gate is asked for")
     written = read_predictions(predictions)
-    if set(written) != set(problems["id"]):
+    if set(written) != set(problems["id"][:]):
         raise UserError(f"{predictions}: has other questions than the {len(problems)} that are asked")
     return {id_: written_rationale(record) or "" for id_, record in written.items()}
 

@@ -220,7 +220,7 @@ def _header(pipeline, model, problems, mode, blank_images, cache, source, genera
     from mmcot.training.inference.fingerprint import model_fingerprint
     from mmcot.training.inference.generation import special_options
 
-    splits = set(problems["split"]) if "split" in problems.column_names else set()
+    splits = set(problems["split"][:]) if "split" in problems.column_names else set()
     config, _ = prepare_generation_config(pipeline.model, **generate_kwargs)
     known = (
         {"features": {name: cache.info.get(name) for name in ("backbone", "weights", "fingerprint")}} if cache else {}

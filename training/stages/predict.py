@@ -90,7 +90,7 @@ def predict_stage(
         rationale_format=processor.rationale_format,
         stage=stage,
     )
-    lengths, ids = samples["length"], samples["id"]
+    lengths, ids = samples["length"][:], samples["id"][:]
     order = sorted(range(len(samples)), key=lambda i: (-lengths[i], i))[state.process_index :: state.num_processes]
     low = computed == torch.bfloat16 != model.dtype
     autocast = torch.autocast(state.device.type, torch.bfloat16, enabled=low)  # where the engine doesn't answer
