@@ -18,7 +18,7 @@ FLOORS = (
     {"stages", "reasoning"},
     {"hub"},
     {"train"},
-    {"paper", "benchmark", "report", "two_stage_trainer"},
+    {"paper", "benchmark", "report", "side_by_side", "two_stage_trainer"},
     {"demo"},
     {"app"},
     {"commands"},
