@@ -43,7 +43,7 @@ def demo(output: str | Path = "mmcot-demo", quick: bool = False, seed: int = 0, 
     folder = Path(output)
     start = time.perf_counter()
     say = _Narrator(start)
-    overrides = [f"seed={seed}", *overrides]
+    overrides = [f"seed={seed}", "disable_tqdm=false", *overrides]  # bars, though libraries are silent
     arms = QUICK_ARMS if quick else ARMS
     results, seconds, recipes = {}, {}, {}
     if not quick:

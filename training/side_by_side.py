@@ -113,5 +113,6 @@ def only_our_lines() -> None:
 
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()  # of loading, which takes a moment
     logging.getLogger("mmcot").setLevel(logging.WARNING)  # one line a training, not its table
     datasets.disable_progress_bars()
