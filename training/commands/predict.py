@@ -10,6 +10,11 @@ Cut off, the same command goes on where it stopped.
 from mmcot.training.commands.options import refuse
 from mmcot.training.commands.source import SOURCE, add_source_arguments, problems_of
 
+SEED = (
+    "of sampled rationales (default: 0); they are drawn batch by batch, so the same ones come again only with the same "
+    "--batch-size and number of processes, in one go"
+)
+
 
 def add_arguments(parser) -> None:
     parser.add_argument("model", metavar="MODEL", help="two-stage or one-stage repository: folder or Hub id")
@@ -42,7 +47,7 @@ def add_arguments(parser) -> None:
         "the answer stage's confidence",
     )
     parser.add_argument("--temperature", type=float, default=None, help="of sampled rationales")
-    parser.add_argument("--seed", type=int, default=0, help="of sampled rationales (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help=SEED)
     parser.add_argument("--max-new-tokens", type=int, default=None, help="limit of a rationale")
     parser.add_argument(
         "--save-gate", metavar="FILE", help="also write how much of each token the picture makes up, by skill (JSON)"
