@@ -2,6 +2,7 @@
 
   mmcot predict runs/base/hub data/scienceqa --split test --output predictions.jsonl
   mmcot evaluate --predictions predictions.jsonl --problems data/scienceqa --split test --json scores.json
+  torchrun --nproc_per_node 2 -m mmcot.training.cli predict runs/base/hub …   # two processes, each with half of them
 
 MODEL is a repository (folder or Hub id). One JSON line a problem: id, answer (index), rationale, scores, generated.
 Cut off, the same command goes on where it stopped.
@@ -11,8 +12,8 @@ from mmcot.training.commands.options import refuse
 from mmcot.training.commands.source import SOURCE, add_source_arguments, problems_of
 
 SEED = (
-    "of sampled rationales (default: 0); they are drawn batch by batch, so the same ones come again only with the same "
-    "--batch-size and number of processes, in one go"
+    "of sampled rationales (default: 0). They are drawn batch by batch: the same ones come again with the same "
+    "--batch-size and number of processes, and if nothing cuts the command off"
 )
 
 

@@ -134,7 +134,8 @@ def predict(
 ) -> Path:
     """Writes a model's rationales and answers to a predictions file.
 
-    Several processes (`accelerate launch`) share the problems. Cut off, the same call goes on where it stopped.
+    Several processes (`torchrun`; on GPUs `accelerate launch` too) share the problems. Cut off, the same call goes on
+    where it stopped.
 
     Args:
         model: folder, Hub id, or model in memory.
@@ -147,8 +148,8 @@ def predict(
         dtype: as in `load_pipeline`; the file's header names the one that was taken.
         features: a `FeatureCache` or its folder (`mmcot features`), read instead of running the model's backbone.
         source: where the problems come from, for the file's header.
-        seed: of sampled rationales. They are drawn batch by batch: with another `batch_size` or number of processes, or
-            after an interruption, the same seed gives others.
+        seed: of sampled rationales. They are drawn batch by batch: with another `batch_size` or number of processes,
+            or behind an interruption, the same seed gives others.
         generate_kwargs: options of generation, of the rationale or of a one-stage model's text; and the pipeline's
             `self_consistency` and `choose`, for several rationales a problem.
 
