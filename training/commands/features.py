@@ -1,7 +1,7 @@
 """Compute the image features of a frozen backbone once, for all runs that read them.
 
   mmcot features data/scienceqa --backbone detr --output features/detr
-  accelerate launch -m mmcot.training.cli features data/scienceqa --backbone vit --output features/vit
+  torchrun --nproc_per_node 2 -m mmcot.training.cli features data/scienceqa --backbone vit --output features/vit
   mmcot features data/scienceqa --backbone vit --backbone facebook/dinov2-base --output features/two
   mmcot features --import-original vit.pth --name-map name_map.json --output features/vit
 

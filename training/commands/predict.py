@@ -2,6 +2,7 @@
 
   mmcot predict runs/base/hub data/scienceqa --split test --output predictions.jsonl
   mmcot evaluate --predictions predictions.jsonl --problems data/scienceqa --split test --json scores.json
+  torchrun --nproc_per_node 2 -m mmcot.training.cli predict runs/base/hub …   # two processes, each with half of them
 
 MODEL is a repository (folder or Hub id). One JSON line a problem: id, answer (index), rationale, scores, generated.
 Cut off, the same command goes on where it stopped.
@@ -9,6 +10,11 @@ Cut off, the same command goes on where it stopped.
 
 from mmcot.training.commands.options import refuse
 from mmcot.training.commands.source import SOURCE, add_source_arguments, problems_of
+
+SEED = (
+    "of sampled rationales (default: 0). They are drawn batch by batch: the same ones come again with the same "
+    "--batch-size and number of processes, and if nothing cuts the command off"
+)
 
 
 def add_arguments(parser) -> None:
@@ -42,7 +48,7 @@ def add_arguments(parser) -> None:
         "the answer stage's confidence",
     )
     parser.add_argument("--temperature", type=float, default=None, help="of sampled rationales")
-    parser.add_argument("--seed", type=int, default=0, help="of sampled rationales (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help=SEED)
     parser.add_argument("--max-new-tokens", type=int, default=None, help="limit of a rationale")
     parser.add_argument(
         "--save-gate", metavar="FILE", help="also write how much of each token the picture makes up, by skill (JSON)"

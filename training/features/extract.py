@@ -32,8 +32,8 @@ def extract_features(
     """Run a backbone over every picture, once each, and return the `FeatureCache`.
 
     Pictures that the cache has already are left out, so that an interrupted run is taken up by running it again; what
-    is damaged in the cache is found and made anew. Under `accelerate launch` each process takes a share of the
-    problems and writes shards of its own. Pictures are never padded: those of one size make up a batch, so that each
+    is damaged in the cache is found and made anew. Under `torchrun` or `accelerate launch` each process takes a
+    share of the problems and writes shards of its own. Pictures are never padded: those of one size make up a batch, so that each
     one's features are those that it gets alone. A picture that can't be read doesn't stop the others: all such are
     named at the end.
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from mmcot.answers_mmcot import MMCoTOutput, prepare_generation_config
+from mmcot.training.common import UserError
 from mmcot.training.inference.decoder_weights import is_plain_t5
 from mmcot.training.inference.engine import StageWeights, TwoStageWeights, answer_questions
 from mmcot.training.inference.generation import generate, greedy_config, use_engine
@@ -109,9 +110,18 @@ class Answering:
 
 
 def dtype_for(model, dtype: str) -> torch.dtype:
-    """What one of `DTYPES` means for a model where it lies; see `Answering`."""
+    """What one of `DTYPES` means for a model where it lies; see `Answering`.
+
+    Raises:
+        UserError: as `answering_dtype` does; or bfloat16 of float16 weights, between which autocast doesn't mediate.
+    """
     if dtype == "auto" and model.dtype != torch.float32:
         return model.dtype
+    if dtype == "bfloat16" and model.dtype == torch.float16:
+        raise UserError(
+            "dtype bfloat16: the model's weights are float16, which PyTorch doesn't mix with it: give auto, or load it in "
+            "bfloat16 (`from_pretrained(…, dtype=torch.bfloat16)`) and pass or save that"
+        )
     return answering_dtype(dtype, model.device)
 
 
@@ -129,15 +139,40 @@ def use_answering(model, dtype: str = "auto") -> Answering:
 
 
 def with_int8(model) -> nn.Module:
-    """A copy, for passes that aren't the engine's, whose linear layers, those of the backbone too, are in int8."""
+    """A copy, for passes that aren't the engine's, whose linear layers, those of the backbone too, are in int8.
+    Adapters of PEFT's that are switched on are merged into the layers below them first."""
     own = model.__dict__.pop("generate", None)  # bound to the model, with all its weights
     try:
         copied = copy.deepcopy(model)
     finally:
         if own is not None:
             model.generate = own
-    for module in list(copied.modules()):
-        for name, child in list(module.named_children()):
-            if type(child) is nn.Linear:
-                setattr(module, name, Int8Linear(child))
+    _to_int8(copied)
     return copied.eval()
+
+
+def _to_int8(module: nn.Module) -> None:
+    for name, child in list(module.named_children()):
+        below = getattr(child, "base_layer", None)  # of PEFT's adapters
+        if type(below) is nn.Linear:
+            child = _merged(child)
+        if type(child) is nn.Linear:
+            setattr(module, name, Int8Linear(child))
+        elif below is None:  # adapters of embeddings and convolutions stay as they are
+            _to_int8(child)
+
+
+def _merged(adapted) -> nn.Linear:
+    """The linear layer below an adapter, with what the adapter adds."""
+    linear = adapted.get_base_layer()
+    linear.weight = nn.Parameter(linear.weight.detach().clone())  # an embedding's too, where they are tied
+    if not adapted.disable_adapters:
+        try:
+            adapted.merge()
+        except (NotImplementedError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"dtype int8: an adapter ({type(adapted).__name__}) can't be merged into its layer: {reason}; give "
+                "float32 or bfloat16"
+            ) from error
+    return linear

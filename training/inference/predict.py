@@ -44,8 +44,10 @@ def load_pipeline(model, device=None, dtype: str = "float32"):
         if kind not in ("mmcot", "mmcot_two_stage"):
             raise UserError(f"{source} is no Multimodal-CoT model, but {kind or 'something without a model_type'}")
         two_stage = kind == MMCoTTwoStageConfig.model_type
-        model = (MMCoTModel if two_stage else MMCoTForConditionalGeneration).from_pretrained(folder)
         processor = MMCoTProcessor.from_pretrained(folder)
+        if processor.tokenizer.pad_token is None:
+            raise UserError(f"{source}: tokenizer_config.json is missing or names no pad_token: download it again")
+        model = (MMCoTModel if two_stage else MMCoTForConditionalGeneration).from_pretrained(folder)
         if folder != source:  # what it is called and which commit it is, not where the cache lies
             model.config.name_or_path, model.config._commit_hash = source, Path(folder).name
     pipeline = MMCoTPipeline(model=model.eval(), processor=processor, device=device)
@@ -55,6 +57,7 @@ def load_pipeline(model, device=None, dtype: str = "float32"):
 
 READ = ("config.json", "generation_config.json", "model.safetensors.index.json", "processor_config.json")
 READ += ("preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+KEYS = {"tokenizer.json": ("added_tokens", "model")}  # without which a file is none
 
 
 def _check_files(source: str, folder: Path) -> None:
@@ -65,7 +68,8 @@ def _check_files(source: str, folder: Path) -> None:
         if not path.is_file():
             continue
         try:
-            whole = isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
+            content = json.loads(path.read_text(encoding="utf-8"))
+            whole = isinstance(content, dict) and content.keys() >= set(KEYS.get(path.name, ()))
         except (ValueError, RecursionError):  # cut off, or no text
             whole = False
         if not whole:
@@ -130,7 +134,8 @@ def predict(
 ) -> Path:
     """Writes a model's rationales and answers to a predictions file.
 
-    Several processes (`accelerate launch`) share the problems. Cut off, the same call goes on where it stopped.
+    Several processes (`torchrun`; on GPUs `accelerate launch` too) share the problems. Cut off, the same call goes on
+    where it stopped.
 
     Args:
         model: folder, Hub id, or model in memory.
@@ -143,7 +148,8 @@ def predict(
         dtype: as in `load_pipeline`; the file's header names the one that was taken.
         features: a `FeatureCache` or its folder (`mmcot features`), read instead of running the model's backbone.
         source: where the problems come from, for the file's header.
-        seed: of sampled rationales.
+        seed: of sampled rationales. They are drawn batch by batch: with another `batch_size` or number of processes,
+            or behind an interruption, the same seed gives others.
         generate_kwargs: options of generation, of the rationale or of a one-stage model's text; and the pipeline's
             `self_consistency` and `choose`, for several rationales a problem.
 
@@ -202,7 +208,7 @@ def prediction_record(id_: str, result: dict[str, Any]) -> dict[str, Any]:
         "id": id_,
         "answer": None if letter is None else ord(letter) - ord("A"),
         "rationale": result["rationale"],
-        # rounded to what doesn't depend on the other questions of a batch
+        # the last digits depend on the other questions of a batch: in float32 by up to 5e-6 or so
         "scores": None if scores is None else {letter: round(score, 6) for letter, score in scores.items()},
         "generated": result["generated"],
     }

@@ -10,6 +10,7 @@ import ctypes
 import os
 import platform
 from collections.abc import Iterator
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -30,6 +31,8 @@ KEPT_ROWS = 4096  # of probabilities that are, for the gradients
 class CpuStep(TorchFunctionMode):
     """A context for forward and backward pass of a training step, in which dropout, attention with dropout or a learnt
     bias, T5's norms and feed-forward parts, and the loss of a network's labels are computed here.
+
+    A copy of a module that is made or pickled meanwhile is an ordinary one.
 
     Args:
         model: what is trained; it may have adapters.
@@ -54,11 +57,13 @@ class CpuStep(TorchFunctionMode):
         self.changed.append(changed)
         for module, name, way in changed:
             setattr(module, name, way)
+            module.__getstate__ = partial(_usual_state, module, name)  # what copies and pickles are made of
         return super().__enter__()
 
     def __exit__(self, *error):
         for module, name, _ in self.changed.pop():
             delattr(module, name)
+            del module.__getstate__
         return super().__exit__(*error)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -68,6 +73,10 @@ class CpuStep(TorchFunctionMode):
         if func is F.scaled_dot_product_attention and _is_slow(*args, **kwargs):
             return attention(*args, **kwargs)
         return func(*args, **kwargs)
+
+
+def _usual_state(module: nn.Module, name: str) -> dict[str, Any]:
+    return {key: value for key, value in vars(module).items() if key not in (name, "__getstate__")}
 
 
 def _has_usual_loss(module: nn.Module) -> bool:

@@ -103,6 +103,9 @@ def train_stage(
         _check_finite(trained, stage)
         # evaluation leaves transformers' default of 20 there, which every later call would have to overrule
         trained.generation_config.max_length = None
+        # training goes without, and transformers writes that into the configuration: who generates with a network that
+        # has no generation_config.json would compute all keys anew for each token
+        trained.config.use_cache = True
         _save(trainer, folder)
     if args.should_save:
         history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]

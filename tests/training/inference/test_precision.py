@@ -123,6 +123,51 @@ def test_the_command_takes_a_dtype(two_stage_repository, tmp_path, capsys):
         main([*command, "--dtype", "float8"])
 
 
+def in_memory(two_stage_repository, dtype=torch.float32):
+    model = MMCoTModel.from_pretrained(two_stage_repository, dtype=dtype)
+    model.processor = MMCoTProcessor.from_pretrained(two_stage_repository)
+    return model
+
+
+def test_float16_weights_do_not_go_with_bfloat16(two_stage_repository, problems, tmp_path):
+    from mmcot.training.stages.predict import predict_stage
+
+    model = in_memory(two_stage_repository, torch.float16)
+    model.save_pretrained(tmp_path / "hub", processor=model.processor)
+    for given in (model, tmp_path / "hub"):
+        with pytest.raises(UserError, match="dtype bfloat16: the model's weights are float16"):
+            load_pipeline(given, "cpu", "bfloat16")
+        pipeline = load_pipeline(given, "cpu", "auto")
+        assert pipeline.answering.name == "float16" and pipeline(problems[0], max_new_tokens=2)["answer"]
+    assert load_pipeline(model, "cpu", "int8")(problems[0], max_new_tokens=2)["answer"]
+    with pytest.raises(UserError, match="weights are float16"):
+        predict_stage(
+            model.answer, model.processor, None, "answer", tmp_path / "p.jsonl", num_choices={}, dtype="bfloat16"
+        )
+
+
+@pytest.mark.parametrize("more", [{}, {"use_dora": True}], ids=["LoRA", "DoRA"])
+def test_adapters_are_part_of_what_int8_answers(two_stage_repository, problems, more):
+    peft = pytest.importorskip("peft")
+    model = in_memory(two_stage_repository)
+    torch.manual_seed(0)
+    for stage in (model.rationale, model.answer):
+        # the output layer's weights may be the embeddings' too
+        settings = {"r": 4, "lora_alpha": 16, "target_modules": ["q", "v", "lm_head"], "init_lora_weights": False}
+        peft.inject_adapter_in_model(peft.LoraConfig(**settings, **more), stage)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    inputs, options = model.processor(list(problems)), {"rationale_ids": torch.arange(20, 25).expand(6, -1)}
+    expected = model.generate(**inputs, **options).option_log_probs
+    found = load_pipeline(model, "cpu", "int8").model.generate(**inputs, **options).option_log_probs
+    for layer in model.modules():
+        if hasattr(layer, "lora_A"):
+            layer.enable_adapters(False)
+    without = load_pipeline(model, "cpu", "int8").model.generate(**inputs, **options).option_log_probs
+    error, change = ((other - expected)[expected.isfinite()].abs().mean() for other in (found, without))
+    assert 0 < error < NEAR["int8"] and change > 4 * error
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 def test_the_pipeline_answers_as_the_network_does(two_stage_repository, problems, dtype):
     """One by one or in batches, with every field that `generate` gives."""

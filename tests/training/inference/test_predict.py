@@ -139,6 +139,19 @@ def test_missing_files_of_a_model_are_named(two_stage_repository, tmp_path, name
         load_pipeline(folder)
 
 
+def test_half_a_tokenizer_is_named(two_stage_repository, tmp_path):
+    folder = shutil.copytree(two_stage_repository, tmp_path / "model")
+    for content in ("{}", None):
+        (folder / "tokenizer_config.json").write_text("{}")
+        if content is None:
+            (folder / "tokenizer_config.json").unlink()
+        with pytest.raises(UserError, match="model: tokenizer_config.json is missing or names no pad_token: download"):
+            load_pipeline(folder)
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match="model: tokenizer.json is damaged or incomplete: download it again"):
+        load_pipeline(folder)
+
+
 def test_sampled_rationales_are_the_seeds(two_stage_repository, problems, tmp_path):
     """The file says which seed, so that it isn't gone on with under another one; greedy ones have none."""
     few, sampled = problems.select(range(4)), {"do_sample": True, "temperature": 3.0, "max_new_tokens": 8}

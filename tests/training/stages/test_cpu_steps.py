@@ -1,5 +1,6 @@
 """Training steps on a CPU: other ways to the same sums, gradients and shares of dropout."""
 
+import copy
 import ctypes
 import math
 from types import SimpleNamespace
@@ -75,6 +76,20 @@ def test_the_network_is_as_before_afterwards():
     with pytest.raises(ZeroDivisionError), step:
         raise ZeroDivisionError
     assert all("forward" not in vars(module) for module in model.modules())
+
+
+def test_copies_made_meanwhile_are_ordinary_ones(tmp_path):
+    """As of an average of the weights over steps."""
+    model = tiny_model(dropout_rate=0.0).train()
+    with CpuStep(model), CpuStep(model):
+        copied = copy.deepcopy(model)
+        torch.save(model, tmp_path / "model.pt")
+    saved = torch.load(tmp_path / "model.pt", weights_only=False)
+    expected, _ = loss_and_gradients(model, inputs())
+    for other in (model, copied, saved):
+        own = {"forward", "labelled_loss", "__getstate__"}
+        assert all(not own & set(vars(module)) for module in other.modules())
+        assert other(**inputs()).loss == expected
 
 
 def test_entered_twice_it_leaves_nothing_behind():

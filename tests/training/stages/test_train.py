@@ -87,6 +87,15 @@ def test_repository_answers_as_the_run_did(run):
     assert compared > 0
 
 
+def test_repository_without_a_generation_config_keeps_the_engine(run, tmp_path):
+    """What training does without, a cache, isn't what the networks are left with."""
+    from mmcot.training import load_pipeline
+
+    hub = shutil.copytree(run[0] / "hub", tmp_path / "hub")
+    (hub / "generation_config.json").unlink()
+    assert load_pipeline(hub, "cpu").answering.engine_options("score")
+
+
 def test_second_run_skips_what_is_done(run):
     folder, results = run
     before = {
