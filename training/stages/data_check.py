@@ -90,7 +90,8 @@ def _faults(recipe: Recipe, found: dict[str, Any]) -> list[str]:
     if names and recipe.rationales is None and not any(shares[name] for name in names):
         lines.append(no_rationale(recipe, train))
         found["warnings"] = [line for line in found["warnings"] if "no training question has a solution" not in line]
-    if (recipe.vision is not None or recipe.features is not None) and not found["images"]["with"]["train"]:
+    sees = (recipe.vision is not None or recipe.features is not None) and not found.get("pictures_left_out")
+    if sees and not found["images"]["with"]["train"]:
         lines.append(no_picture(train))
     return lines
 

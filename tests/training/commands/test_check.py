@@ -46,6 +46,13 @@ def test_what_cannot_work_is_exit_status_2(tmp_path, capsys, changes, overrides,
     assert told in " ".join(capsys.readouterr().out.split())
 
 
+def test_missing_pictures_are_not_called_none(tmp_path, capsys):
+    assert main(["check", str(write(tmp_path, image="photos/gone.png")), "tokenizer=train"]) == 2
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"24 pictures are missing under {tmp_path}" in told and "to mend (1)" in told
+    assert "no picture in any" not in told and "train 0 %" not in told and "left out, for what is to mend" in told
+
+
 def test_the_same_data_pass_with_a_recipe_that_needs_less(tmp_path):
     one_stage = ["rationale_format=null", "answer_format=QCM-A", "vision=null", "tokenizer=train"]
     assert main(["check", str(write(tmp_path, solution="", image=None)), *one_stage]) == 0

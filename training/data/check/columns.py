@@ -17,7 +17,8 @@ def find_columns(rows: Iterable[Row], columns: Mapping[str, Any]) -> list[dict[s
 
     Returns:
         [{"key", "field": our name or None, "how": "mapped", "ours", "alias", "guessed", "an option", "not needed" or
-        "not read", "nearest": a field with a similar name that no other key fills, or None, "filled": records that have a value, "of": all}].
+        "not read", "nearest": a field with a similar name that no other key fills, or None,
+        "filled": records that have a value, "of": all}].
     """
     filled: Counter[str] = Counter()
     options: set[str] = set()

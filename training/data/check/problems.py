@@ -46,7 +46,8 @@ def check_data(
         thought), and what they rest on: `source`, `columns` (see `find_columns`), `made_splits`, `splits` {name →
         questions}, `images` (see `check_pictures`), `rationales` {split → {"solution", "lecture", "words"}}, `options`
         (see `check_options`), `guessing` (`guessing_baselines`), `duplicates` (`find_duplicates`), `lengths`
-        (`check_lengths`), `unknown_characters`, `samples`. Where the source can't be read at all, only what was found.
+        (`check_lengths`), `unknown_characters`, `samples`. Where images can't be read, `pictures_left_out` is there; where the source can't be read at all, only what was
+        found.
 
     Raises:
         MissingFileError: there is no such source.
@@ -73,6 +74,7 @@ def check_data(
             problems, result["made_splits"] = load(source, splits, image_rule="none", **options)
         except UserError:
             return result | {"warnings": []}
+        result["pictures_left_out"] = True
     found = check_problems(problems, processor, max_target_length=max_target_length, samples=samples)
     if first is not None:
         found["warnings"].insert(0, f"streamed: the first {first:,} questions of each split at most were looked at")
