@@ -91,6 +91,15 @@ def test_train_says_before_the_first_step_what_is_worth_a_thought(tmp_path, capl
     assert "guessing would give 25.0 % of the train questions" in told and "questions are few" in told
 
 
+def test_a_split_that_the_recipe_has_no_use_for_is_not_missed(tmp_path, capsys):
+    arguments = ["check", str(write(tmp_path, split="train")), "tokenizer=train", "eval_split=null"]
+    assert main([*arguments, "test_split=test"]) == 0
+    told = capsys.readouterr().out
+    assert "no val split to choose" in told and "no test split to measure" in told
+    assert main([*arguments, "test_split=null", "eval_strategy=no", "load_best_model_at_end=false"]) == 0
+    assert "split to" not in capsys.readouterr().out
+
+
 def test_splits_that_are_named_otherwise_are_looked_at(tmp_path, capsys):
     file = write(tmp_path)
     renamed = (
