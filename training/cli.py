@@ -94,7 +94,12 @@ class CommandParser(argparse.ArgumentParser):
         what, _, unknown = message.partition("unrecognized arguments: ")
         option = unknown.split(" ")[0].partition("=")[0]
         close = difflib.get_close_matches(option, self._option_string_actions, n=1) if option.startswith("-") else []
-        super().error(f"{message}: did you mean {close[0]}?" if close and not what else message)
+        if close and not what:
+            message += f": did you mean {close[0]}?"
+        elif option.startswith("--") and not what and any(action.metavar == "key=value" for action in self._actions):
+            key, equals, value = unknown.removeprefix("--").partition("=" if "=" in unknown.split(" ")[0] else " ")
+            message += f": keys of a recipe are written {key}={value.split(' ')[0] or '…'}"
+        super().error(message)
 
 
 def command_parser(name: str) -> tuple[argparse.ArgumentParser, object]:

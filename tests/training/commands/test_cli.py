@@ -234,3 +234,12 @@ def test_an_option_that_does_not_exist_comes_with_the_one_that_was_meant(capsys)
     with pytest.raises(SystemExit) as end:
         main(["demo", "--quik"])
     assert end.value.code == 2 and "--quik: did you mean --quick?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--output_dir", "runs/quiz"], ["--output_dir=runs/quiz"], ["--output_dir"]])
+def test_a_key_that_is_written_as_an_option_is_told_how_keys_are_written(capsys, words):
+    for command in ("train", "check"):
+        with pytest.raises(SystemExit) as end:
+            main([command, "quiz.csv", *words])
+        told = f"keys of a recipe are written output_dir={'runs/quiz' if 'runs' in words[-1] else '…'}"
+        assert end.value.code == 2 and told in capsys.readouterr().err
