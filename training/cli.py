@@ -9,7 +9,7 @@ import importlib
 import os
 import sys
 
-from mmcot.training.commands.options import given_options
+from mmcot.training.commands.options import check_outputs, given_options
 from mmcot.training.common import printable
 
 # name: (module of commands/ with add_arguments(parser) and run(args), one line of help); imported only when called
@@ -129,6 +129,7 @@ def run_command(name: str, argv: list[str]) -> int:
     args.given = given_options(parser, args)
     set_verbosity(quiet=args.quiet, verbose=args.verbose)
     try:
+        check_outputs(parser, args)
         return module.run(args) or 0
     except KeyboardInterrupt:
         print(f"mmcot {name}: interrupted; the same command goes on from here", file=sys.stderr)
