@@ -66,6 +66,7 @@ def extract_features(
     from torch.utils.data import DataLoader
     from tqdm import tqdm
 
+    from mmcot.training.data.files import locate
     from mmcot.training.features.backbone import load_backbone
     from mmcot.training.features.cache import FeatureCache
     from mmcot.training.features.pictures import Pictures, full_batches, group_by_size, unreadable_error
@@ -79,6 +80,8 @@ def extract_features(
         process_index, num_processes = state.process_index, state.num_processes
         device = state.device if state.device.type == device.type and device.index is None else device
     _try(device)
+    if isinstance(problems, str | Path):
+        locate(problems)  # a wrong path is told at once
     backbone = load_backbone(backbone, image_processor, vision_feature)  # first: it may have to be downloaded
     if isinstance(problems, str | Path):
         problems = _read_source(problems, source_options)
