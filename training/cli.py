@@ -9,7 +9,7 @@ import importlib
 import os
 import sys
 
-from mmcot.training.commands.options import given_options
+from mmcot.training.commands.options import check_outputs, given_options
 from mmcot.training.common import printable
 
 # name: (module of commands/ with add_arguments(parser) and run(args), one line of help); imported only when called
@@ -94,7 +94,12 @@ class CommandParser(argparse.ArgumentParser):
         what, _, unknown = message.partition("unrecognized arguments: ")
         option = unknown.split(" ")[0].partition("=")[0]
         close = difflib.get_close_matches(option, self._option_string_actions, n=1) if option.startswith("-") else []
-        super().error(f"{message}: did you mean {close[0]}?" if close and not what else message)
+        if close and not what:
+            message += f": did you mean {close[0]}?"
+        elif option.startswith("--") and not what and any(action.metavar == "key=value" for action in self._actions):
+            key, equals, value = unknown.removeprefix("--").partition("=" if "=" in unknown.split(" ")[0] else " ")
+            message += f": keys of a recipe are written {key}={value.split(' ')[0] or '…'}"
+        super().error(message)
 
 
 def command_parser(name: str) -> tuple[argparse.ArgumentParser, object]:
@@ -124,6 +129,7 @@ def run_command(name: str, argv: list[str]) -> int:
     args.given = given_options(parser, args)
     set_verbosity(quiet=args.quiet, verbose=args.verbose)
     try:
+        check_outputs(parser, args)
         return module.run(args) or 0
     except KeyboardInterrupt:
         print(f"mmcot {name}: interrupted; the same command goes on from here", file=sys.stderr)

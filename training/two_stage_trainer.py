@@ -75,7 +75,7 @@ class TwoStageTrainer:
                 overrides += [f"{key}.{name}={json.dumps(own, default=os.fspath)}" for name, own in value.items()]
             else:
                 overrides.append(f"{key}={json.dumps(value, default=os.fspath)}")
-        self.recipe: Recipe = load_recipe(recipe, overrides)
+        self.recipe: Recipe = load_recipe(recipe, overrides, said_by="TwoStageTrainer")
         self.results: dict[str, dict[str, Any]] = {}
 
     @property

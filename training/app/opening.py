@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from transformers.utils import logging
 
-from mmcot.training.common import UserError
+from mmcot.training.common import MissingFileError, UserError
 
 DEMO = "mmcot-demo"
 logger = logging.get_logger("mmcot")
@@ -56,6 +56,24 @@ def find_shown(place: str | None) -> Shown:
     if not (folder / "hub" / "config.json").is_file():
         raise UserError(f"{place}: holds no model: name a repository, or a folder of a finished `mmcot train`")
     return _with_run(str(folder / "hub"), folder)
+
+
+def check_there(place: str) -> None:
+    """Looks whether there is such a folder or repository; of one on the Hub a single small file is asked for.
+
+    Raises:
+        UserError: there is none.
+    """
+    from huggingface_hub import hf_hub_download
+
+    model = find_shown(place).model
+    if Path(model).exists():
+        return
+    try:
+        hf_hub_download(model, "config.json")
+    except Exception as error:  # of the network, the Hub, the account, the name
+        reason = (str(error).strip() or type(error).__name__).partition("\n")[0]
+        raise MissingFileError(f"{place}: no such folder, and it can't be had from the Hub: {reason}") from None
 
 
 def _with_run(model: str, run: Path | None) -> Shown:

@@ -261,7 +261,8 @@ def _api(gradio, pipeline) -> Callable:
     def answer(
         question: str, options: list[str], context: str = "", image: str = "", num_beams: int = 1, samples: int = 1
     ) -> dict:
-        """Answers a multiple-choice question about a picture, with its rationale.
+        """Answers a multiple-choice question about a picture, with its rationale. The picture (image) is an http(s)
+        address or a data: URL, as data:image/png;base64,…; options is a list of two to 26 texts.
 
         Args:
             question: The question.

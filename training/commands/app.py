@@ -9,6 +9,7 @@ pip install 'mmcot[demo]' brings Gradio. The page is for this machine alone unle
 the foot of the page "Use via API" tells how programs ask; with --mcp it is a tool for language models too.
 """
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from mmcot.training.commands.source import add_source_arguments, source_options
@@ -38,7 +39,7 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> int:
-    from mmcot.training.app.opening import open_app
+    from mmcot.training.app.opening import check_there, open_app
     from mmcot.training.app.page import check_serving, serve
 
     predictions: dict[str, Path] = {}
@@ -50,6 +51,8 @@ def run(args) -> int:
         predictions[name] = Path(file if equals else given)
     if len(predictions) > 2:
         raise UserError("--predictions: two runs stand side by side, not more")
+    if args.model is not None and find_spec("gradio") is None:
+        check_there(args.model)  # what is to be installed helps nobody whose path is wrong
     check_serving(args.host, args.port, mcp=args.mcp)
     page = open_app(
         args.model,

@@ -1,6 +1,10 @@
-"""Options that would be ignored are refused by name."""
+"""Options that would be ignored, and outputs that can't be written, are refused by name before the work."""
 
 import argparse
+from pathlib import Path
+
+# options that name what a command writes
+_WRITTEN = {"output", "json", "html", "labels", "save_gate", "save_demonstrations"}
 
 
 def given_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict[str, str]:
@@ -36,3 +40,25 @@ def refuse(args: argparse.Namespace, why: str, *names: str) -> None:
     for name in names:
         if name in given:
             raise UserError(f"{given[name]} has no effect {why}")
+
+
+def check_outputs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuses a folder where a file shall be written, and a file where a folder is needed.
+
+    Raises:
+        UserError: naming the option, and what is in its way.
+    """
+    from mmcot.training.common import UserError
+
+    for action in parser._actions:
+        value = getattr(args, action.dest, None)
+        if action.dest not in _WRITTEN or not action.option_strings or not value:
+            continue
+        said, path = f"{max(action.option_strings, key=len)} {value}", Path(value).absolute()
+        if action.metavar != "DIR":
+            if path.is_dir():
+                raise UserError(f"{said}: is a folder: name a file")
+            path = path.parent
+        existing = next(place for place in (path, *path.parents) if place.exists())
+        if not existing.is_dir():
+            raise UserError(f"{said}: {existing} is a file, not a folder: choose another place")

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from mmcot.training.paper.markdown import format_tables
     from mmcot.training.paper.rows import recipe_name
-    from mmcot.training.paper.tables import make_plan, make_tables
+    from mmcot.training.paper.tables import make_plan, make_tables, start_line, starts
 
     rows = [row for row in args.rows if "=" not in row]  # --rows takes key=value that stands behind it too
     options = {"version": args.version, "network": args.network, "rows": rows}
@@ -43,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         plan = make_plan(args.table, args.source, output, **options)
         print(f"{len(plan.recipes)} rows on {plan.source}, networks: {plan.network}")
+        for size, folder in starts(plan).items():
+            print(f"  {start_line(size, folder)}")
         for row, recipe in plan.recipes.items():
             print(f"  {row:<26} recipe {recipe_name(row, plan.version):<28} {recipe.output_dir}")
         return 0

@@ -13,8 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmcot.training.common import MissingFileError, UserError
-from mmcot.training.data.records import is_absent, shown
+from mmcot.training.common import UserError
+from mmcot.training.data.records import MissingImageError, is_absent, shown
 
 IMAGE_RULES = ("all", "original", "none")
 
@@ -122,7 +122,7 @@ def _image_file(name: str, folder: Path, leave: Leave) -> Path:
     if not _is_file(path) and Path(name).parts[:1] == (folder.name,):  # seen from the folder above: as M3CoT's are
         path = folder.joinpath(*Path(name).parts[1:])
     if not _is_file(path):
-        raise MissingFileError(f"its image {_shortened(path)} is missing")
+        raise MissingImageError(path, f"its image {_shortened(path)} is missing")
     return path
 
 

@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from mmcot.training.common import UserError
@@ -33,6 +33,7 @@ class KeyReport:
     """Which keys of a source were not read, or read as another one."""
 
     def __init__(self, columns: Mapping[str, Any]):
+        self.columns = columns
         self.mapped = {name for names in columns.values() for name in as_list(names)}
         self.unseen = set(self.mapped)
         self.counts: Counter[str] = Counter()
@@ -73,23 +74,31 @@ class KeyReport:
             say = " ".join(f"columns.{GUESSES[key]}={key}" for key in guessed)
             said.append(f"reads {what}; {say} says so without this line")
         if others:
-            what = ", ".join(_with_nearest(key, self.counts[key]) for key in others[:SHOWN])
+            filled = {_field_of(key) for keys in self._seen for key in keys} | set(self.columns)
+            what = ", ".join(_with_nearest(key, self.counts[key], filled) for key in others[:SHOWN])
             said.append(f"keys that are not read: {what}; columns.FIELD=KEY reads a key as one of ours")
         return said
 
 
-def _with_nearest(key: str, count: int) -> str:
-    near = nearest(key)
+def _with_nearest(key: str, count: int, filled: Collection[str]) -> str:
+    near = nearest(key, filled)
     return f"{shown(key)} ({count} records{f', did you mean {near!r}?' if near else ''})"
 
 
-def nearest(key: str) -> str | None:
-    """The field of ours whose name (or an alias of it) is most like a key."""
+def nearest(key: str, filled: Collection[str] = ()) -> str | None:
+    """The field of ours whose name (or an alias of it) is most like a key, of those that no other key fills."""
     key = str(key).lower()
     if key in GUESSES:
-        return GUESSES[key]
-    close = difflib.get_close_matches(key[:100], sorted(KNOWN - UNUSED), n=1, cutoff=0.6)
+        return None if _field_of(GUESSES[key]) in filled else GUESSES[key]
+    names = sorted(name for name in KNOWN - UNUSED if _field_of(name) not in filled)
+    cutoff = 0.75 if len(key) <= 6 else 0.65  # short words have letters in common by chance
+    close = difflib.get_close_matches(key[:100], names, n=1, cutoff=cutoff)
     return close[0] if close else None
+
+
+def _field_of(name: str) -> str:
+    """The field that a name of ours stands for; another name as it is."""
+    return next((field for field, others in ALIASES.items() if name in others), name)
 
 
 def as_list(names: str | Iterable[str]) -> list[str]:
@@ -104,8 +113,7 @@ def check_columns(columns: Mapping[str, Any] | None) -> dict[str, Any]:
         raise UserError(f"columns must be a mapping, as {{'image': 'img'}}, but is {shown(columns)}")
     checked = {}
     for ours, theirs in columns.items():
-        field = "images" if ours == "image" else ours
-        field = next((name for name, others in ALIASES.items() if field in others), field)
+        field = _field_of(ours)
         if field not in FIELDS:
             near = nearest(ours)
             raise UserError(

@@ -9,6 +9,7 @@ over them (`stream.py` without a table), `records.py` turns a row into a record,
 `splits.py` knows the splits.
 """
 
+import difflib
 import hashlib
 import json
 import logging
@@ -237,5 +238,12 @@ def _nothing_found(source: str, split: str | None, lists: tuple[str, ...], readi
     if split in lists:
         return f"{source}: has no problems of split {split!r}"
     found = lists or sorted(reading.splits)
-    names = ", ".join(shown(name).strip("'\"") for name in found[:SHOWN]) or "none"
-    return f"{source}: has no split {shown(split)}; its splits: {names}"
+    close = difflib.get_close_matches(split[:100], found or MADE, n=1, cutoff=0.7)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    if not found:
+        return (
+            f"{source}: has no split {shown(split)}: no record says its split, so train, val and test are made of "
+            f"them; give one of these{hint}"
+        )
+    names = ", ".join(shown(name).strip("'\"") for name in found[:SHOWN])
+    return f"{source}: has no split {shown(split)}; its splits: {names}{hint}"

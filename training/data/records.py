@@ -1,8 +1,10 @@
 """What a problem record holds: its fields, the check of every value, and what is said of bad records."""
 
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmcot.training.common import MissingFileError, UserError
@@ -12,6 +14,7 @@ LABEL_COLUMNS = ("caption", "subject", "grade", "topic", "category", "skill")  #
 FIELDS = ("id", "question", "choices", "answer", *TEXT_COLUMNS, *LABEL_COLUMNS, "images", "has_image", "split")
 MAX_CHOICES = 26  # options are lettered A to Z
 SHOWN = 20  # bad records in one message
+MANY_MISSING = 5  # images: more are told in one sentence
 
 _LETTER = re.compile(r"\(?([A-Za-z])[).:]?")
 
@@ -27,6 +30,14 @@ class Row(NamedTuple):
     cells: bool = False  # all values are text, as in CSV
 
 
+class MissingImageError(MissingFileError):
+    """An image that a record names isn't there."""
+
+    def __init__(self, path: Path, text: str):
+        super().__init__(text)
+        self.path = path
+
+
 class Faults:
     """Bad records of a source, so that one error names them all."""
 
@@ -34,10 +45,13 @@ class Faults:
         self.count = 0
         self.told: dict[tuple[str, str], list[str]] = {}  # (file, what is wrong) -> places
         self.only_missing = True
+        self.folders: list[str] = []  # of images that aren't there
 
     def add(self, row: Row, error: Exception) -> None:
         self.count += 1
         self.only_missing &= isinstance(error, FileNotFoundError)
+        if isinstance(error, MissingImageError):
+            self.folders.append(os.path.abspath(error.path.parent))
         if self.count <= SHOWN:
             self.told.setdefault((row.file, str(error)), []).append(row.place)
 
@@ -48,6 +62,12 @@ class Faults:
         """
         if not self.count:
             return
+        if len(self.folders) == self.count > MANY_MISSING:
+            (file, reason), (place, *_) = next(iter(self.told.items()))
+            raise MissingFileError(
+                f"{file}: {self.count:,} pictures are missing under {os.path.commonpath(self.folders)} ({place}: "
+                f"{reason}, and so on): is the file of questions beside its pictures?"
+            )
         told, before = [], None
         for (file, reason), places in self.told.items():
             where = "" if file == before else f"{file}: "

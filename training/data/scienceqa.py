@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mmcot.training.common import MissingFileError, UserError
+from mmcot.training.common import UserError
 from mmcot.training.data.images import Leave
-from mmcot.training.data.records import Row, is_absent, shown
+from mmcot.training.data.records import MissingImageError, Row, is_absent, shown
 from mmcot.training.data.splits import split_name
 from mmcot.training.data.tables import read_json
 
@@ -88,7 +88,7 @@ class OriginalFolder:
             if not isinstance(name, str) or Path(name).name != name:
                 raise UserError(f"'image' must be the name of a file in {folder}, but is {shown(name)}")
             if not (folder / name).is_file():
-                raise MissingFileError(f"its image {folder / name} is missing")
+                raise MissingImageError(folder / name, f"its image {folder / name} is missing")
             found[False, 0] = folder / name
         paths = [found[order] for order in sorted(found)]
         for path in paths:

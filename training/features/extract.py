@@ -33,9 +33,9 @@ def extract_features(
 
     Pictures that the cache has already are left out, so that an interrupted run is taken up by running it again; what
     is damaged in the cache is found and made anew. Under `torchrun` or `accelerate launch` each process takes a
-    share of the problems and writes shards of its own. Pictures are never padded: those of one size make up a batch, so that each
-    one's features are those that it gets alone. A picture that can't be read doesn't stop the others: all such are
-    named at the end.
+    share of the problems and writes shards of its own. Pictures are never padded: those of one size make up a batch,
+    so that each one's features are those that it gets alone. A picture that can't be read doesn't stop the others: all
+    such are named at the end.
 
     Args:
         problems: problem records, a source of them as `load_problems` takes it, or a folder that is searched for image
@@ -66,6 +66,7 @@ def extract_features(
     from torch.utils.data import DataLoader
     from tqdm import tqdm
 
+    from mmcot.training.data.files import locate
     from mmcot.training.features.backbone import load_backbone
     from mmcot.training.features.cache import FeatureCache
     from mmcot.training.features.pictures import Pictures, full_batches, group_by_size, unreadable_error
@@ -79,6 +80,8 @@ def extract_features(
         process_index, num_processes = state.process_index, state.num_processes
         device = state.device if state.device.type == device.type and device.index is None else device
     _try(device)
+    if isinstance(problems, str | Path):
+        locate(problems)  # a wrong path is told at once
     backbone = load_backbone(backbone, image_processor, vision_feature)  # first: it may have to be downloaded
     if isinstance(problems, str | Path):
         problems = _read_source(problems, source_options)

@@ -119,8 +119,8 @@ def dtype_for(model, dtype: str) -> torch.dtype:
         return model.dtype
     if dtype == "bfloat16" and model.dtype == torch.float16:
         raise UserError(
-            "dtype bfloat16: the model's weights are float16, which PyTorch doesn't mix with it: give auto, or load it in "
-            "bfloat16 (`from_pretrained(…, dtype=torch.bfloat16)`) and pass or save that"
+            "dtype bfloat16: the model's weights are float16, which PyTorch doesn't mix with it: give auto, or load "
+            "it in bfloat16 (`from_pretrained(…, dtype=torch.bfloat16)`) and pass or save that"
         )
     return answering_dtype(dtype, model.device)
 

@@ -172,17 +172,30 @@ def begin_rows(plan: Plan) -> None:
 def _begin_small(plan: Plan, recipes: list[Recipe]) -> None:
     from mmcot.training.train import run_recipe
 
-    sizes = {
-        _size(row): Path(recipe.model).parent
-        for row, recipe in plan.recipes.items()
-        if isinstance(recipe.model, str) and (Path(recipe.model).parent).parent == plan.output / "runs"
-    }
+    sizes = starts(plan)
     if not sizes:
         return  # key=value names another model
     tokenizer = make_tokenizer(recipes, plan.output / "tokenizer")
     for size, folder in sizes.items():
-        logger.info(f"a text network to start from ({size})")
+        logger.info(start_line(size, folder))
         run_recipe(start_recipe(size, folder, tokenizer, _of_start(plan.overrides)))
+
+
+def starts(plan: Plan) -> dict[str, Path]:
+    """Size → folder of the networks that small rows begin with; none where key=value names another model."""
+    if plan.network != "small":
+        return {}
+    return {
+        _size(row): Path(recipe.model).parent
+        for row, recipe in plan.recipes.items()
+        if isinstance(recipe.model, str) and (Path(recipe.model).parent).parent == plan.output / "runs"
+    }
+
+
+def start_line(size: str, folder: Path) -> str:
+    """What a starting network is, for who sees it trained."""
+    rows = "every large row" if size == "large" else "every row that isn't large"
+    return f"first {folder}: a small text network in place of a pretrained T5, trained once; {rows} starts from it"
 
 
 # of key=value, what the starting network takes over: how it is trained belongs to its own recipe

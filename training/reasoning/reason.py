@@ -93,7 +93,8 @@ def reason(
         seconds = round(caller.seconds / len(problems), 4)
         writer.finish([problem["id"] for problem in problems], tokens=caller.tokens, seconds_per_question=seconds)
     missing = sum(answer["answer"] is None for answer in answers.values())
-    logger.info("%d predictions, %d without an answer, %s tokens", len(answers), missing, caller.tokens)
+    if missing:
+        logger.warning("%d of %d questions got no answer that can be read", missing, len(answers))
     return output
 
 

@@ -59,9 +59,9 @@ def write_report(
     output = Path(output)
     if output.suffix.lower() not in ENDINGS:
         raise UserError(f"{output}: a report is a page, so its name ends in .html (or .md)")
+    opened = open_runs([str(run) for run in runs], split)
     if output.suffix.lower() != ".md":
         check_matplotlib()  # before anything that takes long
-    opened = open_runs([str(run) for run in runs], split)
     options = {"source": source, "split": split, "probes": probes, "protocol": protocol, "partial": partial}
     figures, problems = report_figures(opened, **options)
     figures["evidence"] = read_evidence(evidence)

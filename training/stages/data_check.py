@@ -1,10 +1,12 @@
 """The data check of a recipe: what `mmcot check` shows, and what a run says before its first step."""
 
+import dataclasses
 from typing import Any
 
 from transformers.utils import logging
 
 from mmcot.training.common import UserError
+from mmcot.training.stages.identity import chooses_checkpoint
 from mmcot.training.stages.recipe import Recipe
 
 logger = logging.get_logger("mmcot")
@@ -45,12 +47,23 @@ def check_recipe_data(recipe: Recipe, samples: int = 8) -> dict[str, Any]:
         max_target_length=limit,
         samples=samples,
         first=LOOKED_OVER if recipe.streaming else None,
+        needed=_needed(recipe),
         **options,
     )
     if reason is not None:
         found["warnings"].append(f"lengths and samples are left out: {reason}")
     found["faults"] += [line for line in _faults(recipe, found) if line not in found["faults"]]
     return found
+
+
+def _needed(recipe: Recipe) -> list[str]:
+    """The splits that the recipe has a use for: val to keep the best checkpoint, test to measure the model."""
+    stages = (
+        ["answer"] if recipe.one_stage else ["rationale", "answer"] if recipe.stages == "both" else [recipe.stages]
+    )
+    choosing = dataclasses.replace(recipe, eval_split=recipe.eval_split or "val")
+    val = ["val"] if any(chooses_checkpoint(choosing, stage) for stage in stages) else []
+    return val if recipe.test_split is None else [*val, "test"]
 
 
 def _processor(recipe: Recipe, options: dict[str, Any]):
@@ -90,7 +103,8 @@ def _faults(recipe: Recipe, found: dict[str, Any]) -> list[str]:
     if names and recipe.rationales is None and not any(shares[name] for name in names):
         lines.append(no_rationale(recipe, train))
         found["warnings"] = [line for line in found["warnings"] if "no training question has a solution" not in line]
-    if (recipe.vision is not None or recipe.features is not None) and not found["images"]["with"]["train"]:
+    sees = (recipe.vision is not None or recipe.features is not None) and not found.get("pictures_left_out")
+    if sees and not found["images"]["with"]["train"]:
         lines.append(no_picture(train))
     return lines
 
@@ -107,6 +121,7 @@ def tell_data(run) -> None:
         max_target_length=min(run.recipe.for_stage(stage).max_target_length for stage in stages),
         samples=0,
         thorough=False,
+        needed=_needed(run.recipe),
         known_lengths=known,
     )
     guessing = found["guessing"]

@@ -4,6 +4,7 @@ A recipe may hold the sections `rationale:` and `answer:`, whose keys hold for t
 another recipe's keys where the file itself has none. A data file in a recipe's place means the recipe `own-data`.
 """
 
+import copy
 import difflib
 import re
 from collections.abc import Sequence
@@ -44,13 +45,14 @@ def recipe_summaries() -> dict[str, dict[str, str]]:
     return found
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, said_by: str = "command line") -> Recipe:
     """Reads a recipe.
 
     Args:
         path: a YAML file, or the name of one that comes with the package; or a file or folder of problems, for the
             recipe `own-data` with `data=path`.
         overrides: `key=value` and `stage.key=value`, values in YAML.
+        said_by: what messages call the one who gave the overrides.
 
     Raises:
         MissingFileError: there is no such recipe.
@@ -61,12 +63,22 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         values["data"] = str(path)
     else:
         file, values = _read(path)
+    own = copy.deepcopy(values)
     for override in overrides:
         _apply(values, str(override))
     try:
         return from_dict(values)
     except UserError as error:
-        raise UserError(f"{file}: {error}") from None
+        raise UserError(f"{file if not overrides or _fault(own) == str(error) else said_by}: {error}") from None
+
+
+def _fault(values: dict[str, Any]) -> str | None:
+    """What is wrong with the keys of a file, without overrides."""
+    try:
+        from_dict(values)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def _is_data(path: str | Path) -> bool:

@@ -222,6 +222,23 @@ def test_examples_that_are_none_are_left_out(tmp_path, content):
     assert read_examples(tmp_path) == []
 
 
+@pytest.mark.parametrize("place", ["nope", "runs/nope", "/tmp/no/such/folder"])
+def test_a_wrong_path_is_told_before_what_is_not_installed(capsys, monkeypatch, place):
+    from mmcot.training.cli import main
+
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert main(["app", place]) == 2
+    told = capsys.readouterr().err.strip()
+    assert f"error: {place}: no such folder" in told and "gradio" not in told and len(told.splitlines()) == 1
+
+
+def test_what_programs_read_of_the_page_says_how_a_picture_is_given(pipeline):
+    from mmcot.training.app.page import _api
+
+    described = " ".join(_api(None, pipeline).__doc__.partition("Args:")[0].split())
+    assert "The picture (image) is an http(s) address or a data: URL" in described
+
+
 def test_a_taken_port_is_told_before_a_model_is_loaded(capsys):
     pytest.importorskip("gradio", minversion="6")
     from mmcot.training.cli import main

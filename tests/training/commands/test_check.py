@@ -46,6 +46,13 @@ def test_what_cannot_work_is_exit_status_2(tmp_path, capsys, changes, overrides,
     assert told in " ".join(capsys.readouterr().out.split())
 
 
+def test_missing_pictures_are_not_called_none(tmp_path, capsys):
+    assert main(["check", str(write(tmp_path, image="photos/gone.png")), "tokenizer=train"]) == 2
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"24 pictures are missing under {tmp_path}" in told and "to mend (1)" in told
+    assert "no picture in any" not in told and "train 0 %" not in told and "left out, for what is to mend" in told
+
+
 def test_the_same_data_pass_with_a_recipe_that_needs_less(tmp_path):
     one_stage = ["rationale_format=null", "answer_format=QCM-A", "vision=null", "tokenizer=train"]
     assert main(["check", str(write(tmp_path, solution="", image=None)), *one_stage]) == 0
@@ -82,6 +89,15 @@ def test_train_says_before_the_first_step_what_is_worth_a_thought(tmp_path, capl
         assert main(["train", str(file), *tiny, "stages=rationale", f"output_dir={tmp_path / 'run'}"]) == 0
     told = " ".join(record.getMessage() for record in caplog.records)
     assert "guessing would give 25.0 % of the train questions" in told and "questions are few" in told
+
+
+def test_a_split_that_the_recipe_has_no_use_for_is_not_missed(tmp_path, capsys):
+    arguments = ["check", str(write(tmp_path, split="train")), "tokenizer=train", "eval_split=null"]
+    assert main([*arguments, "test_split=test"]) == 0
+    told = capsys.readouterr().out
+    assert "no val split to choose" in told and "no test split to measure" in told
+    assert main([*arguments, "test_split=null", "eval_strategy=no", "load_best_model_at_end=false"]) == 0
+    assert "split to" not in capsys.readouterr().out
 
 
 def test_splits_that_are_named_otherwise_are_looked_at(tmp_path, capsys):

@@ -234,3 +234,37 @@ def test_an_option_that_does_not_exist_comes_with_the_one_that_was_meant(capsys)
     with pytest.raises(SystemExit) as end:
         main(["demo", "--quik"])
     assert end.value.code == 2 and "--quik: did you mean --quick?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--output_dir", "runs/quiz"], ["--output_dir=runs/quiz"], ["--output_dir"]])
+def test_a_key_that_is_written_as_an_option_is_told_how_keys_are_written(capsys, words):
+    for command in ("train", "check"):
+        with pytest.raises(SystemExit) as end:
+            main([command, "quiz.csv", *words])
+        told = f"keys of a recipe are written output_dir={'runs/quiz' if 'runs' in words[-1] else '…'}"
+        assert end.value.code == 2 and told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["check", "embedded:n=6", "--html"],
+        ["evaluate", "--predictions", "p.jsonl", "--problems", "embedded:n=6", "--json"],
+        ["compare", "embedded:n=6", "--run", "a=a.jsonl", "--run", "b=b.jsonl", "--json"],
+        ["predict", "model", "embedded:n=6", "--output"],
+        ["report", "runs/a", "--output"],
+    ],
+)
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path, capsys, command):
+    (tmp_path / "file").write_text("")
+    assert main([*command, str(tmp_path)]) == 2
+    assert f"error: {command[-1]} {tmp_path}: is a folder: name a file" in capsys.readouterr().err
+    assert main([*command, str(tmp_path / "file" / "deep" / "x.jsonl")]) == 2
+    assert f"{tmp_path / 'file'} is a file, not a folder: choose another place" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_a_file_in_place_of_an_output_folder_is_refused_before_the_work(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["demo", "--output", str(tmp_path / "file")]) == 2
+    assert f"--output {tmp_path / 'file'}: {tmp_path / 'file'} is a file, not a folder" in capsys.readouterr().err

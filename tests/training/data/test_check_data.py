@@ -43,15 +43,27 @@ def test_sound_data_has_no_fault_and_its_facts_are_right(tmp_path, processor):
 
 
 def test_columns_are_told_with_what_they_were_taken_for(tmp_path):
-    record = {"question": "Q?", "options": ["x", "y"], "answer": "A", "img": "", "quetsion": "?", "note": 1, "b": None}
+    record = {"question": "Q?", "options": ["x", "y"], "answer": "A", "img": "", "soltuion": "?", "note": 1, "b": None}
     found = check_data(json_lines(tmp_path / "q.jsonl", *[record] * 4), columns={"topic": "note"})
     taken = {column["key"]: (column["field"], column["how"]) for column in found["columns"]}
     assert taken["question"] == ("question", "ours") and taken["options"] == ("choices", "alias")
     assert taken["img"] == ("images", "guessed") and taken["note"] == ("topic", "mapped")
-    assert taken["quetsion"] == (None, "not read")
-    assert next(column for column in found["columns"] if column["key"] == "quetsion")["nearest"] == "question"
+    assert taken["soltuion"] == (None, "not read")
+    assert next(column for column in found["columns"] if column["key"] == "soltuion")["nearest"] == "solution"
     assert next(column for column in found["columns"] if column["key"] == "b")["filled"] == 0
-    assert "did you mean question?" in format_check(found)
+    assert "did you mean solution?" in format_check(found)
+
+
+def test_suggested_fields_are_alike_and_not_filled_by_another_key(tmp_path, caplog):
+    record = {"Frage": "Q?", "Optionen": "x | y", "Antwort": "A", "Bild": "a.png"}
+    found = check_data(json_lines(tmp_path / "q.jsonl", *[record] * 4))
+    near = {column["key"]: column["nearest"] for column in found["columns"]}
+    assert near == {"Frage": None, "Optionen": "options", "Antwort": None, "Bild": None}
+    source = json_lines(tmp_path / "p.jsonl", *[problem(image=None, images_=3, optoins=2)] * 4)
+    found = check_data(source, columns={"image": "photo"})
+    assert {column["nearest"] for column in found["columns"]} == {None}
+    load_problems(source)
+    assert "'optoins' (4 records)" in caplog.text and "'images_' (4 records)" in caplog.text
 
 
 def test_broken_and_missing_pictures_are_faults_and_the_rest_is_told_all_the_same(tmp_path):

@@ -103,6 +103,16 @@ def test_a_source_that_names_splits_gets_none_made(tmp_path, caplog):
         load_problems(tmp_path / "folder", "test")
 
 
+def test_a_mistyped_split_comes_with_those_that_are_made(tmp_path):
+    path = json_lines(tmp_path / "mine.jsonl", *records(30))
+    with pytest.raises(
+        UserError, match=r"no split 'tset': .* train, val and test are made .* \(did you mean test\?\)"
+    ):
+        load_problems(path, "tset")
+    with pytest.raises(UserError, match="are made of them; give one of these$"):
+        load_problems(path, "mini")
+
+
 def test_bad_records_are_named_before_splits_are_made(tmp_path):
     path = json_lines(tmp_path / "mine.jsonl", *records(10), problem(answer=9))
     with pytest.raises(UserError, match="mine.jsonl: line 11: 'answer' is 9"):

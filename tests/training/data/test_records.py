@@ -161,6 +161,15 @@ def test_missing_images_are_all_named(tmp_path):
         load_problems(json_lines(tmp_path / "mine.jsonl", *(problem(image=name) for name in names)))
 
 
+def test_many_missing_images_are_one_sentence(tmp_path):
+    path = json_lines(tmp_path / "mine.jsonl", *(problem(image=f"images/{i}.png") for i in range(60)))
+    with pytest.raises(MissingFileError) as raised:
+        load_problems(path)
+    message = str(raised.value)
+    assert f"mine.jsonl: 60 pictures are missing under {tmp_path / 'images'} (line 1: its image " in message
+    assert message.endswith("is the file of questions beside its pictures?") and "line 2" not in message
+
+
 # -- keys -------------------------------------------------------------------------------------------------------------
 
 

@@ -256,3 +256,9 @@ def test_a_poolers_weights_count_where_it_is_asked():
     torch.nn.init.ones_(vision.pooler.dense.weight)
     assert weights_fingerprint(vision, "last_hidden_state") == before["last_hidden_state"]
     assert weights_fingerprint(vision, "pooler_output") != before["pooler_output"]
+
+
+def test_a_wrong_path_is_told_before_the_backbone_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr("mmcot.training.features.backbone.load_backbone", lambda *args: pytest.fail("loaded"))
+    with pytest.raises(UserError, match="wrong: no such file or folder"):
+        extract_features(tmp_path / "wrong", "vit", tmp_path / "out")

@@ -42,6 +42,14 @@ def cut_off(tmp_path_factory):
     return folder
 
 
+def test_the_network_that_all_rows_begin_with_is_announced(tmp_path, capsys):
+    assert main(["paper", "table2", "embedded:", "--output", str(tmp_path / "out"), "--dry-run"]) == 0
+    first = capsys.readouterr().out.splitlines()[1]
+    assert f"first {tmp_path / 'out/runs/start-base'}: " in first and "starts from it" in first
+    assert main(["paper", "table2", "embedded:", "--dry-run", "model=google/flan-t5-base"]) == 0
+    assert "starts from it" not in capsys.readouterr().out
+
+
 def test_killed_between_rows_it_does_nothing_twice(cut_off, capsys):
     found = json.loads((cut_off / "results.json").read_text())
     assert not found["finished"] and list(found["rows"]) == ["text-one-stage-qcm-a"]

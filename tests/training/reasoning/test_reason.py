@@ -86,6 +86,14 @@ def test_methods_find_what_the_model_knows(tmp_path, method, score_options):
         assert not any("The answer is" in record["rationale"] for record in records)
 
 
+def test_the_counts_are_not_said_twice_and_missing_answers_are(tmp_path, caplog):
+    with caplog.at_level("INFO", logger="mmcot"):
+        run(tmp_path, "direct")
+        assert "predictions" not in caplog.text and "{" not in caplog.text
+        run(tmp_path, "direct", ScriptedModel(lambda request: "hm"), name="q.jsonl")
+    assert "6 of 6 questions got no answer" in caplog.text
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_prompts_are_the_stored_ones(tmp_path, method):
     """Run with UPDATE_PROMPTS=1 after a change that is meant, and read the difference."""

@@ -123,9 +123,12 @@ def test_a_run_that_asked_without_pictures_is_reported_with_that(source, tmp_pat
     assert not figures_of(source, folder / "answer" / "predictions_test_blank.jsonl", partial=True)["probes"]
 
 
-def test_charts_are_refused_before_anything_is_read(source, tmp_path, monkeypatch, capsys):
+def test_charts_are_refused_before_questions_are_read_and_a_wrong_path_before_them(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     assert main(["report", str(tmp_path / "nowhere"), "--output", str(tmp_path / "r.html")]) == 2
+    assert "nowhere: there is no such run" in capsys.readouterr().err
+    file = predictions(tmp_path / "a.jsonl", right=lambda i: True, source="nowhere.jsonl")
+    assert main(["report", str(file), "--output", str(tmp_path / "r.html")]) == 2
     assert "pip install 'mmcot[report]'" in capsys.readouterr().err
 
 

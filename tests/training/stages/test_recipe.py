@@ -25,6 +25,16 @@ def test_sizes_of_a_fresh_network_can_be_set_one_by_one(tmp_path):
     assert recipe.model == {"d_model": 8, "d_ff": 32}
 
 
+def test_a_wrong_value_is_blamed_on_who_gave_it(tmp_path):
+    for override in ("learning_rate=abc", "lerning_rate=1", "answer.num_beams=two", "rationale_format=null"):
+        with pytest.raises(UserError, match="^command line: "):
+            load_recipe("own-data", [override])
+    with pytest.raises(UserError, match="mine.yaml: num_beams: 'two'"):
+        load_recipe(write(tmp_path, "num_beams: two\n"), ["seed=3"])
+    with pytest.raises(UserError, match="^command line: num_beams: 'one'"):
+        load_recipe(write(tmp_path, "num_beams: two\n"), ["num_beams=one"])
+
+
 def test_extends_takes_what_the_file_leaves_open(tmp_path):
     write(tmp_path, "model: t5\nseed: 1\nanswer: {seed: 7, max_target_length: 9}\n", "base")
     recipe = load_recipe(write(tmp_path, "extends: base\nmodel: other\nanswer: {seed: 8}\n"))

@@ -17,7 +17,8 @@ def find_columns(rows: Iterable[Row], columns: Mapping[str, Any]) -> list[dict[s
 
     Returns:
         [{"key", "field": our name or None, "how": "mapped", "ours", "alias", "guessed", "an option", "not needed" or
-        "not read", "nearest": a field with a similar name or None, "filled": records that have a value, "of": all}].
+        "not read", "nearest": a field with a similar name that no other key fills, or None,
+        "filled": records that have a value, "of": all}].
     """
     filled: Counter[str] = Counter()
     options: set[str] = set()
@@ -32,12 +33,16 @@ def find_columns(rows: Iterable[Row], columns: Mapping[str, Any]) -> list[dict[s
         filled.update(key for key, value in row.values.items() if not is_absent(value) and value not in ("", []))
     mapped = {key: field for field, names in columns.items() for key in as_list(names)}
     names = list(dict.fromkeys(key for keys in known for key in keys))
-    return [_meaning(key, mapped, columns, options) | {"filled": filled[key], "of": count} for key in names]
+    meanings = [_meaning(key, mapped, columns, options) for key in names]
+    taken = {meaning["field"] for meaning in meanings} | set(columns)
+    for meaning in meanings:
+        meaning["nearest"] = nearest(meaning["key"], taken) if meaning["how"] == "not read" else None
+    return [meaning | {"filled": filled[key], "of": count} for key, meaning in zip(names, meanings, strict=True)]
 
 
 def _meaning(key: str, mapped: Mapping[str, str], columns: Mapping[str, Any], options: set[str]) -> dict[str, Any]:
-    def found(field: str | None, how: str, near: str | None = None) -> dict[str, Any]:
-        return {"key": str(key), "field": field, "how": how, "nearest": near}
+    def found(field: str | None, how: str) -> dict[str, Any]:
+        return {"key": str(key), "field": field, "how": how}
 
     if key in mapped:
         return found(mapped[key], "mapped")
@@ -53,4 +58,4 @@ def _meaning(key: str, mapped: Mapping[str, str], columns: Mapping[str, Any], op
         return found(guess, "guessed")
     if key in UNUSED:
         return found(None, "not needed")
-    return found(None, "not read", nearest(key))
+    return found(None, "not read")

@@ -1,6 +1,6 @@
 """What is said of a data set: faults that stop a training, and things worth a thought."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 SHOWN = 5
@@ -31,12 +31,12 @@ def find_faults(found: Mapping[str, Any]) -> list[str]:
     return faults
 
 
-def find_warnings(found: Mapping[str, Any]) -> list[str]:
-    """One line for each thing worth a thought."""
+def find_warnings(found: Mapping[str, Any], needed: Collection[str] = ("val", "test")) -> list[str]:
+    """One line for each thing worth a thought; of `needed` splits, that one isn't there."""
     lines = []
     total = sum(found["splits"].values())
     for split in ("val", "test"):
-        if "train" in found["splits"] and not found["splits"].get(split):
+        if split in needed and "train" in found["splits"] and not found["splits"].get(split):
             use = "choose the best checkpoint by" if split == "val" else "measure the model by"
             lines.append(f"there is no {split} split to {use}")
     lines += _of_rationales(found)

@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -27,6 +27,7 @@ def check_data(
     allow_outside: bool = False,
     samples: int = SAMPLES,
     first: int | None = None,
+    needed: Collection[str] = ("val", "test"),
 ) -> dict[str, Any]:
     """Looks a data set over: what it holds, what can't work, what is worth a thought.
 
@@ -39,6 +40,7 @@ def check_data(
             train, val and test that training makes.
         max_target_length: longer targets are cut.
         samples: questions to show as the model will see them.
+        needed: splits, apart from train, whose absence is worth a thought.
         first: look at so many questions of each split alone, as a stream gives them; no table is made.
 
     Returns:
@@ -46,7 +48,8 @@ def check_data(
         thought), and what they rest on: `source`, `columns` (see `find_columns`), `made_splits`, `splits` {name →
         questions}, `images` (see `check_pictures`), `rationales` {split → {"solution", "lecture", "words"}}, `options`
         (see `check_options`), `guessing` (`guessing_baselines`), `duplicates` (`find_duplicates`), `lengths`
-        (`check_lengths`), `unknown_characters`, `samples`. Where the source can't be read at all, only what was found.
+        (`check_lengths`), `unknown_characters`, `samples`. Where images can't be read, `pictures_left_out` is there;
+        where the source can't be read at all, only what was found.
 
     Raises:
         MissingFileError: there is no such source.
@@ -73,7 +76,8 @@ def check_data(
             problems, result["made_splits"] = load(source, splits, image_rule="none", **options)
         except UserError:
             return result | {"warnings": []}
-    found = check_problems(problems, processor, max_target_length=max_target_length, samples=samples)
+        result["pictures_left_out"] = True
+    found = check_problems(problems, processor, max_target_length=max_target_length, samples=samples, needed=needed)
     if first is not None:
         found["warnings"].insert(0, f"streamed: the first {first:,} questions of each split at most were looked at")
     return {**result, **found, "faults": result["faults"] + found["faults"]}
@@ -127,6 +131,7 @@ def check_problems(
     max_target_length: int = 512,
     samples: int = SAMPLES,
     thorough: bool = True,
+    needed: Collection[str] = ("val", "test"),
     known_lengths: Mapping[tuple[str, str], Sequence[int]] | None = None,
 ) -> dict[str, Any]:
     """As `check_data`, of problems that are loaded already.
@@ -134,6 +139,7 @@ def check_problems(
     Args:
         splits: split → `datasets.Dataset` of problem records.
         thorough: False leaves out what takes long, or is done elsewhere: opening all pictures, nearly equal questions.
+        needed: as for `check_data`.
         known_lengths: see `check_lengths`.
     """
     from mmcot.training.data.check.duplicates import find_duplicates
@@ -154,7 +160,7 @@ def check_problems(
         found["unknown_characters"] = unknown_characters(splits, processor.tokenizer)
         found["image_size"] = _image_size(processor)
         found["samples"] = _samples(splits, processor, samples)
-    return found | {"faults": find_faults(found), "warnings": find_warnings(found)}
+    return found | {"faults": find_faults(found), "warnings": find_warnings(found, needed)}
 
 
 def _rationales(problems) -> dict[str, Any]:
