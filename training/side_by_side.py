@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,8 +22,8 @@ def run_side_by_side(arms: dict[str, str], options: dict[str, list[str]]) -> Ite
         options: name → the recipe's `key=value`.
 
     Yields:
-        each arm when its process has ended, with its seconds; or with None, where it is left to do here: one arm
-        alone, one thread, or a process that failed.
+        each arm when its process has ended, with its seconds; then, with None, those that are left to do here: one
+        arm alone, one thread, a process that failed, a machine that starts none.
     """
     import torch
 
@@ -30,47 +31,84 @@ def run_side_by_side(arms: dict[str, str], options: dict[str, list[str]]) -> Ite
     if len(arms) == 1 or torch.get_num_threads() == 1:
         yield from ((name, None) for name in arms)
         return
+    running: dict[str, Any] = {}
+    began, failed = time.perf_counter(), []
+    try:
+        try:
+            _start(arms, options, threads, running)
+        except (OSError, ImportError, EOFError, RuntimeError):  # no room for sockets or processes
+            _end(running)
+            running.clear()
+            failed = list(arms)
+        while running:
+            ended = multiprocessing.connection.wait([process.sentinel for process in running.values()])
+            took = time.perf_counter() - began
+            done = [name for name, process in running.items() if process.sentinel in ended]
+            for name in done:
+                process = running.pop(name)
+                process.join()
+                if process.exitcode:
+                    failed.append(name)
+                else:
+                    yield name, took
+        yield from ((name, None) for name in failed)  # with all of the memory to themselves
+    finally:
+        _end(running)
+
+
+def _start(arms: dict[str, str], options: dict[str, list[str]], threads: int, running: dict[str, Any]) -> None:
+    """Starts a process for each arm, and puts it into `running`."""
     if sys.platform == "linux":  # libraries are imported once, by a process that computes nothing
         context: Any = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["mmcot.training.stages.fit", "mmcot.training.stages.trainer"])
     else:
         context = multiprocessing.get_context("spawn")
-    lock, began = context.RLock(), time.perf_counter()
-    running = {
-        name: context.Process(target=_arm, args=(recipe, options[name], threads, name, 1 + place, lock))
-        for place, (name, recipe) in enumerate(arms.items())
-    }
-    try:
-        with _later_interrupts():  # Ctrl-C is for this process, which ends the others
-            for process in running.values():
-                process.start()
-        while running:
-            ended = multiprocessing.connection.wait([process.sentinel for process in running.values()])
-            took = time.perf_counter() - began
-            for name, process in list(running.items()):
-                if process.sentinel in ended:
-                    del running[name]
-                    process.join()
-                    yield name, None if process.exitcode else took
-    finally:
-        for process in running.values():
-            if process.pid is not None:
-                process.terminate()
-                process.join()
+    with _without_main(), _without_interrupts():
+        for place, (name, recipe) in enumerate(arms.items(), 1):
+            process = context.Process(target=_arm, args=(recipe, options[name], threads, name, place))
+            process.start()
+            running[name] = process
+
+
+def _end(running: dict[str, Any]) -> None:
+    for process in running.values():
+        process.terminate()
+    for process in running.values():
+        process.join()
 
 
 @contextlib.contextmanager
-def _later_interrupts() -> Iterator[None]:
-    """Interrupts wait for the end of the block, and never reach processes that are started in it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if hasattr(signal, "pthread_sigmask") else None
+def _without_main() -> Iterator[None]:
+    """Processes that are started within don't run this one's script again, of which they need nothing."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
     try:
         yield
     finally:
-        if before is not None:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        sys.modules["__main__"] = main
 
 
-def _arm(recipe: str, options: list[str], threads: int, name: str, place: int, lock) -> None:
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Ctrl-C is for this process, which ends the others: those that are started within don't get it, and here it is
+    heard at the end of the block, lest one be started that nobody knows of."""
+    if threading.current_thread() is not threading.main_thread():  # which alone hears it
+        yield
+        return
+    heard = []
+    handler = signal.signal(signal.SIGINT, lambda *args: heard.append(args))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if hasattr(signal, "pthread_sigmask") else None
+    try:
+        yield
+    finally:
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
+    if heard:
+        raise KeyboardInterrupt
+
+
+def _arm(recipe: str, options: list[str], threads: int, name: str, place: int) -> None:
     """A recipe in a process of its own. It shows bars, on a line of its own; what there is to know of the data, which
     is the same for all, the first one says."""
     import torch
@@ -84,11 +122,12 @@ def _arm(recipe: str, options: list[str], threads: int, name: str, place: int, l
     only_our_lines()
     if place > 1:
         logging.getLogger("mmcot").setLevel(logging.ERROR)
-    tqdm.set_lock(lock)
+    tqdm.set_lock(threading.RLock())  # its own: one that is shared stays locked when a process is killed
     begin = tqdm.__init__
 
-    def begin_here(bar, *args, desc=None, **kwargs):
-        begin(bar, *args, desc=f"{name[:3]} {desc or ''}".strip(), **{"mininterval": 0.5, **kwargs, "position": place})
+    def begin_here(bar, iterable=None, desc=None, *args, **kwargs):
+        shown = f"{name[:3]} {desc or ''}".strip()
+        begin(bar, iterable, shown, *args, **{"mininterval": 0.5, **kwargs, "position": place})
 
     tqdm.__init__ = begin_here
     try:

@@ -36,6 +36,11 @@ class Answering:
         self._weights: Any = None
         self._int8: nn.Module | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles of a model, whose `generate` this may be, read its weights again: packed ones have no
+        storage to be copied from."""
+        return {**self.__dict__, "_weights": None, "_int8": None}
+
     @property
     def name(self) -> str:
         """The dtype in words, for a predictions file."""

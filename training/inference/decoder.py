@@ -122,7 +122,7 @@ def _attend_fused(query: Tensor, key_value: Tensor, mask: Tensor) -> Tensor:
 
 def _attend_on_cpu(query: Tensor, key_value: Tensor, mask: Tensor) -> Tensor:
     """The same by two products: PyTorch's attention for CPUs is made for many queries, and for one, in bfloat16, takes
-    five times as long."""
+    five times as long. In bfloat16 the scores are rounded to it, as in `forced_logits`."""
     rows, heads, width = query.shape
     if rows == 1 and query.dtype == torch.float32:  # in fewer calls
         key, value = key_value[:, 0]

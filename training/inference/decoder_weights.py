@@ -142,7 +142,7 @@ class DecoderWeights:
         return F.embedding(ids, self.embedding)
 
     def norm(self, state: Tensor, weight: Tensor) -> Tensor:
-        if state.device.type == "cpu" and state.numel() == self.d_model and state.dtype == torch.float32:
+        if state.device.type == "cpu" and state.numel() == self.d_model and state.dtype == torch.float32 and self.eps:
             # of one row by a number: a third of PyTorch's calls
             scale = (torch.linalg.vector_norm(state).item() ** 2 / self.d_model + self.eps) ** -0.5
             return (state * weight).mul_(scale).to(self.dtype)

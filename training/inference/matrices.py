@@ -118,7 +118,7 @@ class PackedMatrix:
 
 
 PACKED_FOR_ROWS = 32  # the blocks for so many are as good for one and for thousands; those for one are not
-LARGEST_PACKED = 500_000_000  # parameters, of a network of which float32 copies are made beside its own
+LARGEST_PACKED = 500_000_000  # parameters of a network, each stage's own, of which float32 copies are made beside it
 
 
 def packs(model, dtype: torch.dtype, asked: bool | None = None) -> bool:

@@ -66,3 +66,20 @@ def test_a_network_that_changes_between_two_calls_answers_by_its_new_weights():
         model.lm_head.weight.mul_(2)
     after = answering.weights(packed=True).decoder.logits(torch.ones(1, model.config.d_model))
     torch.testing.assert_close(after, 2 * before)
+
+
+@needs_packing
+def test_a_model_that_has_answered_by_packed_weights_can_be_copied_and_saved(monkeypatch, tmp_path):
+    import copy
+
+    from mmcot.training.inference.answering import use_answering
+
+    monkeypatch.setattr(matrices, "has_native_bf16", lambda device: True)
+    model = tiny_model().eval()
+    inputs = {**text_inputs(length=9), **image_inputs()}
+    answering = use_answering(model, "bfloat16")
+    assert answering.weights().decoder.packed
+    before = model.generate(**inputs, max_new_tokens=4)
+    assert torch.equal(copy.deepcopy(model).generate(**inputs, max_new_tokens=4), before)
+    torch.save(model, tmp_path / "whole.pt")
+    assert torch.equal(model.generate(**inputs, max_new_tokens=4), before)
