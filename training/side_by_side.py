@@ -5,7 +5,6 @@ import logging
 import multiprocessing
 import multiprocessing.connection
 import os
-import signal
 import sys
 import threading
 import time
@@ -63,7 +62,7 @@ def _start(arms: dict[str, str], options: dict[str, list[str]], threads: int, ru
         context.set_forkserver_preload(["mmcot.training.stages.fit", "mmcot.training.stages.trainer"])
     else:
         context = multiprocessing.get_context("spawn")
-    with _without_main(), _without_interrupts():
+    with _without_main():
         for place, (name, recipe) in enumerate(arms.items(), 1):
             process = context.Process(target=_arm, args=(recipe, options[name], threads, name, place))
             process.start()
@@ -86,26 +85,6 @@ def _without_main() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
-
-
-@contextlib.contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Ctrl-C is for this process, which ends the others: those that are started within don't get it, and here it is
-    heard at the end of the block, lest one be started that nobody knows of."""
-    if threading.current_thread() is not threading.main_thread():  # which alone hears it
-        yield
-        return
-    heard = []
-    handler = signal.signal(signal.SIGINT, lambda *args: heard.append(args))
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if hasattr(signal, "pthread_sigmask") else None
-    try:
-        yield
-    finally:
-        if mask is not None:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        signal.signal(signal.SIGINT, handler)
-    if heard:
-        raise KeyboardInterrupt
 
 
 def _arm(recipe: str, options: list[str], threads: int, name: str, place: int) -> None:
@@ -132,7 +111,7 @@ def _arm(recipe: str, options: list[str], threads: int, name: str, place: int) -
     tqdm.__init__ = begin_here
     try:
         run_recipe(load_recipe(recipe, options))
-    except BaseException:  # it is done again where it is heard
+    except BaseException:  # interrupted, as all of them are, or it is done again where it is heard
         os._exit(1)
 
 

@@ -65,11 +65,3 @@ def test_one_arm_or_one_thread_starts_no_process(monkeypatch):
     assert list(run_side_by_side(ARMS, OPTIONS)) == [(name, None) for name in ARMS]
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     assert list(run_side_by_side({"a": "one"}, {"a": []})) == [("a", None)]
-
-
-def test_an_interrupt_while_processes_are_started_is_heard_afterwards():
-    done = []
-    with pytest.raises(KeyboardInterrupt), side_by_side._without_interrupts():
-        os.kill(os.getpid(), signal.SIGINT)
-        done.append(1)
-    assert done
