@@ -82,11 +82,11 @@ def test_unreadable_image_is_named_in_few_words(tmp_path):
 # ---- files ----
 
 
-def test_only_regular_files_are_read(tmp_path):
+def test_only_regular_files_are_read(tmp_path, monkeypatch):
     """A device or a pipe never ends, or never begins."""
     os.mkfifo(tmp_path / "pipe")
     with socket.socket(socket.AF_UNIX) as server:
-        os.chdir(tmp_path)  # a socket's path must be short
+        monkeypatch.chdir(tmp_path)  # a socket's path must be short
         server.bind("socket")
         for path in (tmp_path / "pipe", tmp_path, "/dev/zero", "/dev/stdin", "socket"):
             assert "not a regular file" in message(path)

@@ -30,10 +30,12 @@ class ScriptedModel:
 
 class ScriptedEndpoint:
     """`answers`: for each call in turn a text, a status code, (status, headers), "stall", or raw bytes; the last one
-    goes on for ever. Use it in a `with` block; `url` is the base URL, `requests` holds (headers, body) of the calls.
+    goes on for ever. Use it in a `with` block; `url` is the base URL, `requests` holds (headers, body) of the calls,
+    `most_at_once` how many were unanswered together. No text is sent before `meet` of them were.
     """
 
-    def __init__(self, answers):
+    def __init__(self, answers, meet: int = 1):
+        self.meet, self.met = meet, threading.Event()
         self.answers, self.requests, self.lock = list(answers), [], threading.Lock()
         self.under_way = self.most_at_once = 0
         outer = self
@@ -46,16 +48,20 @@ class ScriptedEndpoint:
                     answer = outer.answers.pop(0) if len(outer.answers) > 1 else outer.answers[0]
                     outer.under_way += 1
                     outer.most_at_once = max(outer.most_at_once, outer.under_way)
-                try:
-                    self.answer(answer)
-                finally:
-                    with outer.lock:
-                        outer.under_way -= 1
+                    if outer.most_at_once >= outer.meet:
+                        outer.met.set()
+                self.answer(answer)
+
+            def leave(self):
+                """Before anything is sent: the caller's next call may be there before this thread goes on."""
+                with outer.lock:
+                    outer.under_way -= 1
 
             def answer(self, answer):
                 status, headers = 200, {}
                 if answer == "stall":
                     time.sleep(3)
+                    self.leave()
                     return
                 if isinstance(answer, tuple):
                     status, headers = answer
@@ -65,8 +71,10 @@ class ScriptedEndpoint:
                 elif isinstance(answer, bytes):
                     content = answer
                 else:
-                    time.sleep(0.02)
+                    outer.met.wait(60)
+                    threading.Event().wait(0.02)  # tests replace time.sleep; calls beyond `meet` shall be seen too
                     content = json.dumps(chat_answer(answer)).encode()
+                self.leave()
                 self.send_response(status)
                 for name, value in {"Content-Type": "application/json", **headers}.items():
                     self.send_header(name, value)
