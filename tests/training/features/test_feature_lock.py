@@ -23,13 +23,13 @@ from mmcot.training.features.shards import FeatureWriter, write_index
 
 INFO = {"backbone": "test", "keys": "image content"}
 HOLDER = """
-import sys, torch
+import sys, time, torch
 from mmcot.training.features.shards import FeatureWriter
 writer = FeatureWriter(sys.argv[1], {"backbone": "test", "keys": "image content"})
 writer.add(["first"], [torch.ones(2, 3)])
 writer._flush()
 writer._wait()
-worker = torch.multiprocessing.get_context("fork").Process(target=sys.stdin.read)  # as a DataLoader's, which lives on
+worker = torch.multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))  # as a DataLoader's, which lives on
 worker.start()
 print(worker.pid, flush=True)
 worker.join()
