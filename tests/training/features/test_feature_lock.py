@@ -29,7 +29,8 @@ writer = FeatureWriter(sys.argv[1], {"backbone": "test", "keys": "image content"
 writer.add(["first"], [torch.ones(2, 3)])
 writer._flush()
 writer._wait()
-worker = torch.multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))  # lives on, as a DataLoader's
+# lives on, as a DataLoader's
+worker = torch.multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
 worker.start()
 print(worker.pid, flush=True)
 worker.join()
