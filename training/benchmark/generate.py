@@ -116,11 +116,13 @@ class OriginalInference:
         return tokenizer.batch_decode(known, skip_special_tokens=True)
 
 
-def two_stages(shape: str, setting: Setting, device: torch.device, **settings):
+def two_stage_repository(folder: Path, shape: str, setting: Setting, **settings) -> Path:
+    """A folder as `save_pretrained` writes it, of a two-stage model with random weights."""
     from mmcot import MMCoTModel
 
     stages = [make_model(shape, stage, seed, **settings) for seed, stage in enumerate(("rationale", "answer"))]
-    return MMCoTModel.from_stages(*stages, setting.processor).to(device).eval()
+    MMCoTModel.from_stages(*stages, setting.processor).save_pretrained(folder)
+    return folder
 
 
 def benchmark_generation(shape: str, device: torch.device, options) -> dict:
@@ -135,10 +137,11 @@ def benchmark_generation(shape: str, device: torch.device, options) -> dict:
         longest = max(lengths.values())
         table = Dataset.from_list(problems)
         text_only = [{**problem, "images": []} for problem in problems]
-        model = two_stages(shape, setting, device, features=options.features)
-        plain = two_stages(shape, setting, device, image_feature_size=None)
+        repository = two_stage_repository(folder / "repository", shape, setting, features=options.features)
+        text_repository = two_stage_repository(folder / "text-alone", shape, setting, image_feature_size=None)
+        model, pipeline = load_pipeline(repository, device).model, load_pipeline(text_repository, device)
+        plain = pipeline.model
         original = OriginalInference(model, shape, setting, device, lengths)
-        pipeline = load_pipeline(plain, device, "float32")
         dtypes = ["float32", *(["bfloat16"] if has_native_bf16(device.type) else [])]
         dtypes += ["int8"] if device.type == "cpu" else []
         inputs = list(_tokens(problems, setting, slots))
@@ -185,10 +188,10 @@ def benchmark_generation(shape: str, device: torch.device, options) -> dict:
             "time_over_plain_t5": _between(found, "engine alone, plain T5", "engine alone"),
             "test_set_seconds": TEST_SIZE / max(found[f"mmcot predict, {d}"]["per_second"]["median"] for d in dtypes),
             "single_question": {
-                dtype: latency(load_pipeline(plain, device, dtype), text_only, lengths, device, options)
+                dtype: latency(load_pipeline(text_repository, device, dtype), text_only, lengths, device, options)
                 for dtype in dtypes
             },
-            "start": start(model, text_only, folder, device),
+            "start": start(repository, text_only, folder, device),
         }
 
 
@@ -222,16 +225,15 @@ def latency(pipeline, problems: list[dict], lengths: dict[str, int], device: tor
     return {"seconds": measure.spread(taken), "rationale_tokens": tokens}
 
 
-def start(model, problems: list[dict], folder: Path, device: torch.device) -> dict[str, float]:
+def start(repository: Path, problems: list[dict], folder: Path, device: torch.device) -> dict[str, float]:
     """Seconds from the start of `mmcot predict` on one question to its predictions file, files in the page cache; and
     those of a process that only imports what a T5 and a data set need of the libraries."""
-    model.save_pretrained(folder / "repository")
     (folder / "one.jsonl").write_text(json.dumps(problems[0]) + "\n", encoding="utf-8")
     taken = []
     for turn in range(2):
         output = folder / f"start-{turn}.jsonl"
         options = ("--output", output, "--max-new-tokens", "32", "--device", device.type, "--quiet")
-        command = ("predict", folder / "repository", folder / "one.jsonl", *options)
+        command = ("predict", repository, folder / "one.jsonl", *options)
         taken.append(seconds_until(output, "-m", "mmcot.training.cli", *map(str, command)))
     return {"seconds": taken[-1], "libraries": seconds_until(None, "-c", LIBRARIES)}
 

@@ -22,10 +22,11 @@ import numpy as np
 import torch
 
 from mmcot.training.benchmark import measure
-from mmcot.training.benchmark.generate import forced_lengths, two_stages
+from mmcot.training.benchmark.generate import forced_lengths, two_stage_repository
 from mmcot.training.benchmark.inputs import Setting
 from mmcot.training.inference.engine import TwoStageWeights, answer_questions
 from mmcot.training.inference.precision import has_native_bf16
+from mmcot.training.inference.predict import load_pipeline
 
 MOST_QUESTIONS = 64  # eight arms take a while
 STAGES = ("rationale", "answer")
@@ -65,7 +66,8 @@ def benchmark_peers(shape: str, device: torch.device, options) -> dict:
     with tempfile.TemporaryDirectory(prefix="mmcot-benchmark-") as name:
         folder, threads = Path(name), torch.get_num_threads()
         setting = Setting(min(options.questions, MOST_QUESTIONS), 1, folder, "detr")
-        model = two_stages(shape, setting, device, image_feature_size=None)
+        repository = two_stage_repository(folder / "repository", shape, setting, image_feature_size=None)
+        model = load_pipeline(repository, device).model
         model.generation_config.eos_token_id = -1  # random weights don't know when to end
         work = _work(model, setting, options)
         networks = {stage: plain_t5(model.get_stage(stage)) for stage in STAGES}

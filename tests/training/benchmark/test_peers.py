@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from mmcot.training.benchmark import peers
-from mmcot.training.benchmark.generate import two_stages
+from mmcot.training.benchmark.generate import two_stage_repository
 from mmcot.training.benchmark.inputs import Setting
 from mmcot.training.benchmark.table import describe
 from mmcot.training.common import UserError
+from mmcot.training.inference.predict import load_pipeline
 
 OPTIONS = argparse.Namespace(questions=5, max_new_tokens=4, slots=2, repeats=1, deadline=None)
 
@@ -19,7 +20,8 @@ OPTIONS = argparse.Namespace(questions=5, max_new_tokens=4, slots=2, repeats=1, 
 def setting(tmp_path_factory):
     folder = tmp_path_factory.mktemp("peers")
     setting = Setting(OPTIONS.questions, 1, folder, "detr")
-    model = two_stages("tiny", setting, torch.device("cpu"), image_feature_size=None)
+    repository = two_stage_repository(folder / "repository", "tiny", setting, image_feature_size=None)
+    model = load_pipeline(repository, "cpu").model
     with torch.no_grad():  # larger weights make rationales that differ
         for weight in model.parameters():
             if weight.dim() > 1:
