@@ -169,6 +169,9 @@ def set_verbosity(quiet: bool = False, verbose: bool = False) -> None:
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # notes between torch and its add-ons
     if verbose:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "info")
+    if not sys.stderr.isatty():  # in a log, bars are a line each half minute
+        os.environ.setdefault("TQDM_MININTERVAL", "30")
+        os.environ.setdefault("TQDM_MAXINTERVAL", "30")
     if quiet:
         os.environ["TRANSFORMERS_VERBOSITY"] = "error"
         os.environ.update(HF_HUB_DISABLE_PROGRESS_BARS="1", HF_DATASETS_DISABLE_PROGRESS_BARS="1", TQDM_DISABLE="1")

@@ -60,6 +60,13 @@ def log_to_screen() -> None:
     logging.getLogger("mmcot").handlers = [handler]
 
 
+def progress_bar(*args: Any, shown: bool = True, **options: Any):
+    """tqdm's. `disable=False` would outweigh what the environment says (`TQDM_DISABLE`), so only True is passed on."""
+    from tqdm import tqdm
+
+    return tqdm(*args, **options) if shown else tqdm(*args, **options, disable=True)
+
+
 _CONTROLS = (*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
 _ESCAPES = {number: ascii(chr(number))[1:-1] for number in _CONTROLS}
 

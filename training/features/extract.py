@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from mmcot.training.common import MissingFileError, UserError
+from mmcot.training.common import MissingFileError, UserError, progress_bar
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
 DTYPES = ("float16", "bfloat16", "float32")
@@ -64,7 +64,6 @@ def extract_features(
     import torch
     from accelerate import PartialState
     from torch.utils.data import DataLoader
-    from tqdm import tqdm
 
     from mmcot.training.data.files import locate
     from mmcot.training.features.backbone import load_backbone
@@ -100,7 +99,7 @@ def extract_features(
                 collate_fn=group_by_size,
                 pin_memory=device.type == "cuda",
             )
-            loader = tqdm(loader, "features", disable=not show_progress or process_index > 0, unit="batch")
+            loader = progress_bar(loader, "features", shown=show_progress and process_index == 0, unit="batch")
             batches = full_batches(loader, batch_size, unreadable, pinned=device.type == "cuda")
             for keys, names, features in _computed(batches, vision, device, backbone.info["vision_feature"], dtype):
                 check_finite(features, names)  # here, where their names are known

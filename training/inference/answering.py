@@ -118,14 +118,15 @@ def dtype_for(model, dtype: str) -> torch.dtype:
     """What one of `DTYPES` means for a model where it lies; see `Answering`.
 
     Raises:
-        UserError: as `answering_dtype` does; or bfloat16 of float16 weights, between which autocast doesn't mediate.
+        UserError: as `answering_dtype` does; or float32 or bfloat16 of float16 weights, with which transformers'
+            `generate` would compute in float16.
     """
     if dtype == "auto" and model.dtype != torch.float32:
         return model.dtype
-    if dtype == "bfloat16" and model.dtype == torch.float16:
+    if dtype in ("float32", "bfloat16") and model.dtype == torch.float16:
         raise UserError(
-            "dtype bfloat16: the model's weights are float16, which PyTorch doesn't mix with it: give auto, or load "
-            "it in bfloat16 (`from_pretrained(…, dtype=torch.bfloat16)`) and pass or save that"
+            f"dtype {dtype}: the model's weights are float16, and it would compute in that: give auto, or load it in "
+            f"{dtype} (`from_pretrained(…, dtype=torch.{dtype})`)"
         )
     return answering_dtype(dtype, model.device)
 

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mmcot.training.common import ExistingFileError, MissingFileError, UserError
+from mmcot.training.common import ExistingFileError, MissingFileError, UserError, progress_bar
 from mmcot.training.evaluation.predictions import PredictionsWriter, header
 from mmcot.training.inference.cost import count_parameters, seconds_a_question
 
 MODES = ("score", "generate")
+WORTH_PACKING = 32  # questions; for fewer, copies of the weights take longer than they save
 
 
 def load_pipeline(model, device=None, dtype: str = "float32"):
@@ -27,6 +28,8 @@ def load_pipeline(model, device=None, dtype: str = "float32"):
     Raises:
         UserError: it is no Multimodal-CoT model, or the device isn't there or doesn't take the dtype.
     """
+    import torch
+
     from mmcot import MMCoTForConditionalGeneration, MMCoTModel, MMCoTPipeline, MMCoTProcessor, MMCoTTwoStageConfig
     from mmcot.training.inference.answering import use_answering
     from mmcot.training.inference.precision import check_dtype
@@ -48,6 +51,8 @@ def load_pipeline(model, device=None, dtype: str = "float32"):
         if processor.tokenizer.pad_token is None:
             raise UserError(f"{source}: tokenizer_config.json is missing or names no pad_token: download it again")
         model = (MMCoTModel if two_stage else MMCoTForConditionalGeneration).from_pretrained(folder)
+        if model.dtype == torch.float16 and dtype != "auto":
+            model.float()  # the engine doesn't compute in float16, nor does autocast mix it with others
         if folder != source:  # what it is called and which commit it is, not where the cache lies
             model.config.name_or_path, model.config._commit_hash = source, Path(folder).name
     pipeline = MMCoTPipeline(model=model.eval(), processor=processor, device=device)
@@ -159,7 +164,6 @@ def predict(
     """
     import torch
     from accelerate import PartialState
-    from tqdm import tqdm
 
     output = Path(output)
     if mode not in MODES:
@@ -187,8 +191,9 @@ def predict(
     with PredictionsWriter(output, facts, rank=state.process_index, num_processes=state.num_processes) as writer:
         todo, begun = [i for i in order if ids[i] not in writer.done], time.monotonic()
         batches = (_records(problems, todo[i : i + batch_size], blank_images) for i in range(0, len(todo), batch_size))
-        with tqdm(total=len(todo), unit="problem", disable=not state.is_main_process) as progress:
-            for id_, result in answer_batches(pipeline, batches, batch_size, mode, cache, generate_kwargs, seed):
+        with progress_bar(total=len(todo), unit="problem", shown=state.is_main_process) as progress:
+            many = len(todo) >= WORTH_PACKING
+            for id_, result in answer_batches(pipeline, batches, batch_size, mode, cache, generate_kwargs, seed, many):
                 writer.add(prediction_record(id_, result))
                 progress.update()
     state.wait_for_everyone()
@@ -306,15 +311,16 @@ def answer_batches(
     cache=None,
     generate_kwargs: dict | None = None,
     seed: int = 0,
+    packed: bool = True,
 ) -> Iterator[tuple[str, dict]]:
     """(id, result) of each problem: without waiting for the longest rationale of a batch where the fast decoder takes
-    the call, else by batches of the pipeline."""
+    the call, else by batches of the pipeline; `packed` as in `StageWeights`."""
     generate_kwargs = generate_kwargs or {}
     answering = pipeline.answering
     options = answering.engine_options(mode, None, generate_kwargs)
     read, model, processor = reader(pipeline.processor, cache), pipeline.model, pipeline.processor
     if options is not None:
-        options |= {"slots": batch_size, "weights": answering.weights(packed=True)}
+        options |= {"slots": batch_size, "weights": answering.weights(packed)}
         yield from _streamed(model, processor, read, batches, **options)
         return
     import zlib

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from mmcot.training.common import progress_bar
 from mmcot.training.evaluation.predictions import PredictionsWriter, header
 from mmcot.training.inference.cost import count_parameters, seconds_a_question
 from mmcot.training.inference.predict import prediction_record
@@ -59,7 +60,6 @@ def predict_stage(
         generate_kwargs: of generation.
     """
     from accelerate import PartialState
-    from tqdm import tqdm
 
     from mmcot.training.inference.answering import dtype_for
     from mmcot.training.inference.fingerprint import model_fingerprint
@@ -100,7 +100,7 @@ def predict_stage(
         with (
             torch.no_grad(),
             autocast,
-            tqdm(total=len(todo), desc=f"{stage}s", disable=not state.is_main_process) as progress,
+            progress_bar(total=len(todo), desc=f"{stage}s", shown=state.is_main_process) as progress,
         ):
             for id_, result in predictor(batches, num_choices, batch_size):
                 if stage == "rationale":

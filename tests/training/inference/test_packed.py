@@ -12,9 +12,13 @@ needs_packing = pytest.mark.skipif(
     not packs(tiny_model(), torch.float32, True), reason="oneDNN packs no weights on this processor"
 )
 
+needs_bf16 = pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN packs no bfloat16 on this processor"
+)
+
 
 @needs_packing
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bf16)])
 def test_packed_products_are_the_same_for_one_row_and_for_many(dtype):
     torch.manual_seed(0)
     weight, states = torch.randn(40, 24).to(dtype), torch.randn(300, 24).to(dtype)
@@ -69,6 +73,7 @@ def test_a_network_that_changes_between_two_calls_answers_by_its_new_weights():
 
 
 @needs_packing
+@needs_bf16
 def test_a_model_that_has_answered_by_packed_weights_can_be_copied_and_saved(monkeypatch, tmp_path):
     import copy
 

@@ -129,17 +129,21 @@ def in_memory(two_stage_repository, dtype=torch.float32):
     return model
 
 
-def test_float16_weights_do_not_go_with_bfloat16(two_stage_repository, problems, tmp_path):
+def test_float16_weights_compute_in_what_was_asked_for_or_it_is_refused(two_stage_repository, problems, tmp_path):
     from mmcot.training.stages.predict import predict_stage
 
     model = in_memory(two_stage_repository, torch.float16)
     model.save_pretrained(tmp_path / "hub", processor=model.processor)
+    for dtype in ("float32", "bfloat16"):
+        with pytest.raises(UserError, match=f"dtype {dtype}: the model's weights are float16"):
+            load_pipeline(model, "cpu", dtype)
     for given in (model, tmp_path / "hub"):
-        with pytest.raises(UserError, match="dtype bfloat16: the model's weights are float16"):
-            load_pipeline(given, "cpu", "bfloat16")
         pipeline = load_pipeline(given, "cpu", "auto")
         assert pipeline.answering.name == "float16" and pipeline(problems[0], max_new_tokens=2)["answer"]
-    assert load_pipeline(model, "cpu", "int8")(problems[0], max_new_tokens=2)["answer"]
+        assert load_pipeline(given, "cpu", "int8")(problems[0], max_new_tokens=2)["answer"]
+    expected = load_pipeline(in_memory(tmp_path / "hub"), "cpu")(problems[0], max_new_tokens=2)
+    assert load_pipeline(tmp_path / "hub", "cpu")(problems[0], max_new_tokens=2)["scores"] == expected["scores"]
+    assert load_pipeline(tmp_path / "hub", "cpu", "bfloat16")(problems[0], max_new_tokens=2)["answer"]
     with pytest.raises(UserError, match="weights are float16"):
         predict_stage(
             model.answer, model.processor, None, "answer", tmp_path / "p.jsonl", num_choices={}, dtype="bfloat16"
@@ -164,7 +168,7 @@ def test_adapters_are_part_of_what_int8_answers(two_stage_repository, problems, 
             layer.enable_adapters(False)
     without = load_pipeline(model, "cpu", "int8").model.generate(**inputs, **options).option_log_probs
     error, change = ((other - expected)[expected.isfinite()].abs().mean() for other in (found, without))
-    assert 0 < error < NEAR["int8"] and change > 4 * error
+    assert 0 < 4 * error < change  # how large it is depends on the processor
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
 
 
