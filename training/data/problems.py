@@ -44,9 +44,9 @@ def load_problems(
     """Problem records of `source` as a `datasets.Dataset`.
 
     Columns: id, question, choices (list of str), answer (index from 0), context, caption, images (list of
-    {"path", "bytes"}: undecoded `datasets.Image`s), has_image (whether the question itself has an image: what the IMG
-    column of ScienceQA's table means, where images of the choices don't count), lecture, solution, subject, grade,
-    topic, category, skill, split.
+    {"path", "bytes"}: undecoded `datasets.Image`s; the path of bytes tells the shard and member, or file and row, that
+    they are of), has_image (whether the question itself has an image: what the IMG column of ScienceQA's table means,
+    where images of the choices don't count), lecture, solution, subject, grade, topic, category, skill, split.
 
     **A record's keys.** `question`, `choices` and `answer` are needed, all others of the columns above may be there.
     Other names are read too: `options`; `hint` for context; `question_id`; `correct_choice_idx`, `correct_choice`,

@@ -77,11 +77,25 @@ def open_source(
     return Opened(
         rows=lambda: _file_rows(files, split, spare="split" not in columns),
         images=lambda row, raw, own: given_images(raw["images"]),
-        resolve=lambda row, images: image_references(images, Path(row.file).parent, allowed),
+        resolve=lambda row, images: _references(row, images, allowed),
         implied=lambda row, own: implied_image(row.values, own, Path(row.file).parent),
         files=tuple(files),
         notes=(f"reads *{files[0].path.suffix}; {len(others)} other files are left out ({kinds})",) if others else (),
     )
+
+
+def _references(row: Row, images: list, allowed: Leave) -> list[dict[str, Any]]:
+    """A row's images. Bytes get a path too, for messages: the file's, then the member of a shard, or the row.
+
+    There can be no such file, below another one: `datasets.Image` would take it in place of the bytes.
+    """
+    found = image_references(images, Path(row.file).parent, allowed)
+    for number, (given, image) in enumerate(zip(images, found, strict=True), start=1):
+        if image["bytes"] is not None:
+            member = row.file.endswith(SHARDS) and isinstance(given, dict)  # other sources' paths are a stranger's
+            place = row.place if len(images) == 1 else f"{row.place}, image {number}"
+            image["path"] = f"{row.file}/{given['path'] if member else place}"
+    return found
 
 
 def _file_rows(files: list[DataFile], split: str | None, spare: bool) -> Iterator[Row]:
