@@ -41,7 +41,7 @@ class FullDiskError(UserError):
 def is_disk_full(error: BaseException) -> bool:
     """Whether a disk, a quota or a limit of file sizes is exhausted; libraries say so in ways of their own."""
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return full or os.strerror(errno.ENOSPC) in str(error)
+    return full or any(words in str(error) for words in (os.strerror(errno.ENOSPC), "Not enough disk space"))
 
 
 def full_disk(path: str | Path) -> str:

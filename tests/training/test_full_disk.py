@@ -49,6 +49,11 @@ def test_the_cache_of_tables_is_named(tmp_path, monkeypatch):
         patched.setattr("datasets.arrow_writer.ArrowWriter.finalize", refused)
         with pytest.raises(UserError, match=f"^{datasets.config.HF_DATASETS_CACHE}: its disk is full"):
             load_problems(source)
+    source.touch()
+    with monkeypatch.context() as patched:  # datasets looks at the free space itself, and has words of its own
+        patched.setattr("datasets.builder.has_sufficient_disk_space", lambda *args, **kwargs: False)
+        with pytest.raises(UserError, match=f"^{datasets.config.HF_DATASETS_CACHE}: its disk is full"):
+            load_problems(source)
     problems = load_problems(source)
     assert len(problems) == 1
     processor = type("Processor", (), {"__getattr__": lambda self, name: None, "tokenizer": None})()
