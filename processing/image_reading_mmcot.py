@@ -53,7 +53,7 @@ def load_images(problem: Mapping[str, Any]) -> list[Image.Image]:
         try:
             loaded.append(load_image(reference))
         except ImageError as error:
-            raise ProblemError(f"{problem_name(problem)}: {error}") from error
+            raise ProblemError(f"{problem_name(problem)}: {error}; mend or remove it") from error
     return loaded
 
 
@@ -85,10 +85,10 @@ def load_image(reference: Any, *, allow_private: bool | None = None) -> Image.Im
         MissingImageError: there is no such file.
         ImageError: it can't be read, or has no pixels, or more than PIL's `Image.MAX_IMAGE_PIXELS`.
     """
-    if isinstance(reference, Mapping):
-        content = reference.get("bytes")
-        reference = reference.get("path") if is_absent(content) else content
-    with _named(reference):
+    given = reference if isinstance(reference, Mapping) else {"path": reference}
+    name, content = given.get("path"), given.get("bytes")
+    reference = name if is_absent(content) else content
+    with _named(content if is_absent(name) else name):
         if isinstance(reference, Image.Image):
             return _to_rgb(reference)
         if hasattr(reference, "__array__"):

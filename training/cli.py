@@ -9,8 +9,8 @@ import importlib
 import os
 import sys
 
-from mmcot.training.commands.options import check_outputs, given_options
-from mmcot.training.common import printable
+from mmcot.training.commands.options import WRITTEN, check_outputs, given_options
+from mmcot.training.common import full_disk, is_disk_full, printable
 
 # name: (module of commands/ with add_arguments(parser) and run(args), one line of help); imported only when called
 COMMANDS = {
@@ -138,17 +138,36 @@ def run_command(name: str, argv: list[str]) -> int:
         expected = getattr(error, "user_error", False) or _of_the_system(error)
         if not expected or args.traceback or os.environ.get("MMCOT_TRACEBACK"):
             raise
-        print(f"mmcot {name}: error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+        told = _full_disk(args, error) if _is_bare_full_disk(error) else str(error)
+        print(f"mmcot {name}: error: {printable(' '.join(told.split()))}", file=sys.stderr)
         return 2
 
 
 def _of_the_system(error: Exception) -> bool:
-    """Whether the machine refuses: no room, no right to read or write there. Libraries report a full disk in ways of
-    their own."""
-    refusals = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR}
-    if isinstance(error, OSError) and error.errno in refusals | {errno.EISDIR, errno.EEXIST}:
-        return True
-    return os.strerror(errno.ENOSPC) in str(error)
+    """Whether the machine refuses: no room, no right to read or write there."""
+    refusals = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
+    return (isinstance(error, OSError) and error.errno in refusals) or is_disk_full(error)
+
+
+def _is_bare_full_disk(error: Exception) -> bool:
+    return is_disk_full(error) and not getattr(error, "user_error", False)
+
+
+def _full_disk(args: argparse.Namespace, error: Exception) -> str:
+    """The line for a full disk that nobody named: with the error's file, else the fullest of the places written to."""
+    import shutil
+    import tempfile
+    from pathlib import Path
+
+    if getattr(error, "filename", None):
+        return full_disk(error.filename)
+    caches = os.environ.get("HF_DATASETS_CACHE") or os.environ.get("HF_HOME") or Path.home() / ".cache"
+    written = [value for key, value in vars(args).items() if key in WRITTEN and value]
+    free = {}
+    for place in [*written, caches, tempfile.gettempdir()]:
+        path = Path(place).absolute()
+        free[str(place)] = shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists())).free
+    return full_disk(min(free, key=free.__getitem__))
 
 
 def set_verbosity(quiet: bool = False, verbose: bool = False) -> None:

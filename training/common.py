@@ -1,5 +1,6 @@
 """What every room needs: errors that a user can mend, files that are whole or not there, JSON Lines, YAML."""
 
+import errno
 import json
 import logging
 import os
@@ -31,6 +32,41 @@ class ExistingFileError(UserError, FileExistsError):
     """An output is there already, and isn't overwritten."""
 
     __str__ = MissingFileError.__str__
+
+
+class FullDiskError(UserError):
+    """There is no room for what was being written."""
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a disk, a quota or a limit of file sizes is exhausted; libraries say so in ways of their own."""
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return full or any(words in str(error) for words in (os.strerror(errno.ENOSPC), "Not enough disk space"))
+
+
+def full_disk(path: str | Path) -> str:
+    """The line for it, with the file or folder that was being written."""
+    return (
+        f"{path}: its disk is full: free space there, or give another output or cache folder; "
+        "the same command goes on from here"
+    )
+
+
+@contextmanager
+def full_disk_told(path: str | Path) -> Iterator[None]:
+    """Names what is written inside, where the disk is full: the system's own error says no file.
+
+    Raises:
+        FullDiskError: one line with `path`.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        raise FullDiskError(full_disk(path)) from error
 
 
 class _BesideBars(logging.StreamHandler):
@@ -78,15 +114,24 @@ def printable(text: str) -> str:
 
 @contextmanager
 def written_whole(path: str | Path, mode: str = "w"):
-    """Opens a file beside `path` that is renamed to it when the block ends well."""
+    """Opens a file beside `path` that is renamed to it when the block ends well.
+
+    Raises:
+        FullDiskError: there is no room; what was written is gone, and a file that was there before stays.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
-    with open(partial, mode, encoding=None if "b" in mode else "utf-8") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with full_disk_told(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(partial, mode, encoding=None if "b" in mode else "utf-8") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+    except FullDiskError:
+        partial.unlink(missing_ok=True)  # gives back its room
+        raise
 
 
 def write_json(path: str | Path, content: Any) -> None:

@@ -5,7 +5,6 @@ bottom; each of its steps is skipped when it was done before from the same data 
 """
 
 import contextlib
-import errno
 import shutil
 import sys
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from typing import Any
 
 from transformers.utils import logging
 
-from mmcot.training.common import UserError
+from mmcot.training.common import FullDiskError, UserError, full_disk, is_disk_full
 from mmcot.training.stages.recipe import Recipe
 from mmcot.training.stages.run import Run
 
@@ -153,14 +152,16 @@ def next_commands(recipe: Recipe) -> str:
 
 @contextlib.contextmanager
 def _full_disk_told(folder: Path) -> Iterator[None]:
-    """One line where the disk is full, in whatever words a library says so."""
+    """One line where the disk is full, in whatever words a library says so: with the file that was written last."""
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-        if not full and shutil.disk_usage(folder).free > 1 << 20:
+        if not is_disk_full(error) and shutil.disk_usage(folder).free > 1 << 20:
             raise
-        raise UserError(f"{folder}: no space is left on its disk; make room, and the same command goes on") from error
+        newest = max(folder.rglob("*"), key=lambda path: path.lstat().st_mtime_ns, default=folder)
+        raise FullDiskError(full_disk(newest)) from error
 
 
 def main() -> int:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 # options that name what a command writes
-_WRITTEN = {"output", "json", "html", "labels", "save_gate", "save_demonstrations"}
+WRITTEN = {"output", "json", "html", "labels", "save_gate", "save_demonstrations"}
 
 
 def given_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict[str, str]:
@@ -52,7 +52,7 @@ def check_outputs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
 
     for action in parser._actions:
         value = getattr(args, action.dest, None)
-        if action.dest not in _WRITTEN or not action.option_strings or not value:
+        if action.dest not in WRITTEN or not action.option_strings or not value:
             continue
         said, path = f"{max(action.option_strings, key=len)} {value}", Path(value).absolute()
         if action.metavar != "DIR":

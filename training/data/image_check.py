@@ -11,6 +11,7 @@ from mmcot.training.common import UserError
 from mmcot.training.data.batched import read_column
 
 SHOWN = 20
+LONGEST = 160  # letters of an image's path that are shown
 
 
 def check_images(problems, *, num_workers: int | None = None) -> None:
@@ -77,7 +78,10 @@ def fault_of_image(reference: Any, error: Exception) -> str:
 
 def _name(reference: Any) -> str:
     path = reference.get("path") if isinstance(reference, Mapping) else reference
-    return repr(Path(path).name[-80:]) if isinstance(path, str | os.PathLike) else "(bytes)"
+    if not isinstance(path, str | os.PathLike):
+        return "(bytes)"
+    text = os.fspath(path)
+    return repr(text if len(text) <= LONGEST else f"…{text[-LONGEST:]}")
 
 
 def _reason(error: Exception) -> str:
@@ -97,6 +101,6 @@ def _note_of(problems) -> Path | None:
 
     parts = [problems._fingerprint.encode(), PIL.__version__.encode()]
     for images in read_column(problems, "images"):
-        parts += [file_stamp(Path(image["path"])) for image in images if image.get("path")]
+        parts += [file_stamp(Path(image["path"])) for image in images if image.get("bytes") is None]
     name = hashlib.sha256(b"\0".join(parts)).hexdigest()
     return Path(datasets.config.HF_DATASETS_CACHE) / "mmcot_images_whole" / name

@@ -59,7 +59,7 @@ def chosen(images: list, image_rule: str) -> list:
 
 
 def image_references(value: Any, folder: Path, leave: Leave) -> list[dict[str, Any]]:
-    """A record's images as {"path", "bytes"}, one of which is None.
+    """A record's images as {"path", "bytes"}, one of which is None (`reading.py` then says where the bytes stand).
 
     Args:
         value: a path, an address, bytes, {"path", "bytes"}, a list of these, or None.
@@ -88,7 +88,8 @@ def image_reference(image: Any, folder: Path, leave: Leave) -> dict[str, Any]:
     data = path if isinstance(path, bytes) else data
     if isinstance(data, bytes):
         if not data:
-            raise UserError("an image holds no bytes")
+            name = f" {shown(path)}" if isinstance(path, str) else ""
+            raise UserError(f"its image{name} holds no bytes: mend or remove it")
         return {"path": None, "bytes": data}
     if not isinstance(path, str) or not path:
         raise UserError(f"an image must be a path, an address or bytes, but 'image' is {shown(image)}")

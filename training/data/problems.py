@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmcot.training.common import UserError
+from mmcot.training.common import UserError, full_disk_told, write_json
 from mmcot.training.data.files import hub_name, locate, source_stamp
 from mmcot.training.data.images import IMAGE_RULES
 from mmcot.training.data.keys import check_columns
@@ -44,9 +44,9 @@ def load_problems(
     """Problem records of `source` as a `datasets.Dataset`.
 
     Columns: id, question, choices (list of str), answer (index from 0), context, caption, images (list of
-    {"path", "bytes"}: undecoded `datasets.Image`s), has_image (whether the question itself has an image: what the IMG
-    column of ScienceQA's table means, where images of the choices don't count), lecture, solution, subject, grade,
-    topic, category, skill, split.
+    {"path", "bytes"}: undecoded `datasets.Image`s; the path of bytes tells the shard and member, or file and row, that
+    they are of), has_image (whether the question itself has an image: what the IMG column of ScienceQA's table means,
+    where images of the choices don't count), lecture, solution, subject, grade, topic, category, skill, split.
 
     **A record's keys.** `question`, `choices` and `answer` are needed, all others of the columns above may be there.
     Other names are read too: `options`; `hint` for context; `question_id`; `correct_choice_idx`, `correct_choice`,
@@ -123,15 +123,16 @@ def load_problems(
         "stamp": source_stamp(path, config),
     }
     notes = _notes_file(arguments)
-    try:
-        problems = Dataset.from_generator(
-            _generate,
-            features=problem_features(),
-            gen_kwargs={**arguments, "notes": str(notes)},
-            split=NamedSplit(_split_label(split)),
-        )
-    except DatasetGenerationError as error:
-        raise (error.__cause__ or error) from None
+    with full_disk_told(notes.parents[1]):
+        try:
+            problems = Dataset.from_generator(
+                _generate,
+                features=problem_features(),
+                gen_kwargs={**arguments, "notes": str(notes)},
+                split=NamedSplit(_split_label(split)),
+            )
+        except DatasetGenerationError as error:
+            raise (error.__cause__ or error) from None
     if notes.exists():  # also where the table was built before
         for line in json.loads(notes.read_text(encoding="utf-8")):
             say_once(path, line)
@@ -228,8 +229,7 @@ def _generate(
     if not found:
         raise UserError(_nothing_found(source, split, opened.splits, reading))
     lines += [f"{name}: {line}" for line in reading.notes(split)]
-    Path(notes).parent.mkdir(parents=True, exist_ok=True)
-    Path(notes).write_text(json.dumps(lines), encoding="utf-8")
+    write_json(notes, lines)
 
 
 def _nothing_found(source: str, split: str | None, lists: tuple[str, ...], reading: Reading) -> str:

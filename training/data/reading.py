@@ -22,6 +22,9 @@ from mmcot.training.data.known_layouts import ai2d_rows, implied_image, is_ai2d
 from mmcot.training.data.records import Faults, Row, checked, is_absent, shown, with_each_solution
 from mmcot.training.data.splits import content_key, split_members, split_name
 
+SAMPLE = 16384  # questions of a stream by which its folders are compared
+FEWEST = 16  # shared ones in a sample that are taken for a sign
+
 
 class Opened(NamedTuple):
     """A source, ready to be read: more than once if need be."""
@@ -74,11 +77,25 @@ def open_source(
     return Opened(
         rows=lambda: _file_rows(files, split, spare="split" not in columns),
         images=lambda row, raw, own: given_images(raw["images"]),
-        resolve=lambda row, images: image_references(images, Path(row.file).parent, allowed),
+        resolve=lambda row, images: _references(row, images, allowed),
         implied=lambda row, own: implied_image(row.values, own, Path(row.file).parent),
         files=tuple(files),
         notes=(f"reads *{files[0].path.suffix}; {len(others)} other files are left out ({kinds})",) if others else (),
     )
+
+
+def _references(row: Row, images: list, allowed: Leave) -> list[dict[str, Any]]:
+    """A row's images. Bytes get a path too, for messages: the file's, then the member of a shard, or the row.
+
+    There can be no such file, below another one: `datasets.Image` would take it in place of the bytes.
+    """
+    found = image_references(images, Path(row.file).parent, allowed)
+    for number, (given, image) in enumerate(zip(images, found, strict=True), start=1):
+        if image["bytes"] is not None:
+            member = row.file.endswith(SHARDS) and isinstance(given, dict)  # other sources' paths are a stranger's
+            place = row.place if len(images) == 1 else f"{row.place}, image {number}"
+            image["path"] = f"{row.file}/{given['path'] if member else place}"
+    return found
 
 
 def _file_rows(files: list[DataFile], split: str | None, spare: bool) -> Iterator[Row]:
@@ -102,7 +119,7 @@ class Reading:
         require_answer: bool,
         each_rationale: bool = False,
         made: Sequence[str] | None = None,  # splits of the rows of a source that names none
-        remembers: bool = True,  # ids, to find one that occurs twice; of a stream there are too many
+        remembers: bool = True,  # ids and contents, to find what occurs twice; of a stream there are too many
     ):
         self.remembers = remembers
         self.each_rationale = each_rationale
@@ -114,7 +131,7 @@ class Reading:
         self.ids: set[str] = set()
         self.mapped: set[str] = set()  # keys of `columns` that some row has
         self.rows = self.taken = self.unsplit = self.losing = 0
-        self.sharing = _Sharing(opened.files)
+        self.sharing = _Sharing(opened.files, None if remembers else SAMPLE)
 
     def records(self, wanted: tuple[str, ...] | None) -> Iterator[tuple[str | None, list[dict], bytes | None]]:
         """(split, records, content key) of the good rows of the wanted splits, all by default; and, as long as no row
@@ -211,26 +228,37 @@ def _has_image(raw: dict[str, Any]) -> bool:
 
 
 class _Sharing:
-    """Whether folders of a source hold the same questions of the same split: configurations, and not parts."""
+    """Whether folders of a source hold the same questions of the same split: configurations, and not parts.
 
-    def __init__(self, files: tuple[DataFile, ...]):
+    Args:
+        most: questions that are remembered; None: all. Of more, those with the smallest keys are kept: a key is a hash
+            of its content, so that a question is in the sample for all folders or for none.
+    """
+
+    def __init__(self, files: tuple[DataFile, ...], most: int | None = None):
         self.group_of = {str(file.path): file.group for file in files}
         self.needed = len(set(self.group_of.values())) > 1
-        self.first: dict[tuple, str] = {}
-        self.sizes: Counter[str] = Counter()
-        self.shared: Counter[tuple[str, str]] = Counter()
+        self.most = most
+        self.bound: bytes | None = None  # keys from it on are left out
+        self.groups: dict[tuple[bytes, str | None], tuple[str, ...]] = {}
 
     def add(self, key: bytes, split: str | None, file: str) -> None:
-        if not self.needed:
+        if not self.needed or (self.bound is not None and key >= self.bound):
             return
-        group = self.group_of[file]
-        self.sizes[group] += 1
-        other = self.first.setdefault((key, split), group)
-        if other != group:
-            self.shared[tuple(sorted((other, group)))] += 1
+        group, known = self.group_of[file], self.groups.get((key, split), ())
+        if group not in known:
+            self.groups[key, split] = (*known, group)
+        if self.most is not None and len(self.groups) > self.most:
+            self.bound = sorted(key for key, _ in self.groups)[self.most // 2]
+            self.groups = {place: groups for place, groups in self.groups.items() if place[0] < self.bound}
 
     def raise_any(self, source: Path) -> None:
-        for groups, number in self.shared.items():
-            if number * 2 >= min(self.sizes[group] for group in groups):
+        sizes = Counter(group for groups in self.groups.values() for group in groups)
+        shared = Counter(tuple(sorted((first, other))) for first, *others in self.groups.values() for other in others)
+        sample = "" if self.bound is None else f" of a sample of {len(self.groups):,}"
+        for groups, number in shared.items():
+            # one or two questions of a small folder say nothing of the rest
+            enough = self.bound is None or number >= FEWEST
+            if enough and number * 2 >= min(sizes[group] for group in groups):
                 names = [group or "." for group in groups]
-                raise UserError(f"{several_configurations(source, names)}; they share {number:,} questions")
+                raise UserError(f"{several_configurations(source, names)}; they share {number:,} questions{sample}")

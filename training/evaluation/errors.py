@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmcot.training.common import MissingFileError, UserError, drop_cut_line, read_jsonl
+from mmcot.training.common import MissingFileError, UserError, drop_cut_line, full_disk_told, read_jsonl
 from mmcot.training.evaluation.answers import judged_answer
 from mmcot.training.evaluation.hallucination import gold_text, is_hallucinated, share, written_rationale
 
@@ -95,7 +95,7 @@ class LabelsFile:
 
     def _append(self, record: Mapping[str, Any]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a", encoding="utf-8") as file:
+        with full_disk_told(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 

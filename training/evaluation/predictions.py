@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmcot.training.common import UserError, drop_cut_line, read_jsonl, written_whole
+from mmcot.training.common import UserError, drop_cut_line, full_disk_told, read_jsonl, written_whole
 
 
 def header(method: str, **facts: Any) -> dict[str, Any]:
@@ -145,11 +145,13 @@ class PredictionsWriter:
         return self
 
     def __exit__(self, *error) -> None:
-        self._file.close()
+        with full_disk_told(self.part):  # closing writes what a failed write has left
+            self._file.close()
 
     def _write(self, record: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        self._file.flush()
+        with full_disk_told(self.part):
+            self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            self._file.flush()
 
     def add(self, record: Mapping[str, Any]) -> None:
         """One prediction: `id`, `answer` (index or None), and what else there is."""

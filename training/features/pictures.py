@@ -1,6 +1,5 @@
 """Pictures on their way to the backbone: read and decoded once, put into batches of one size."""
 
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +9,7 @@ from transformers.utils import logging
 
 from mmcot.processing import image_references, load_image
 from mmcot.training.common import UserError
+from mmcot.training.data.image_check import fault_of_image
 from mmcot.training.features.image_keys import read_picture
 
 MAX_PENDING_BYTES = 512 * 2**20  # pixels that wait for others of their size
@@ -50,18 +50,8 @@ class Pictures(torch.utils.data.Dataset):
                     pixels = self.image_processor(load_image(content), return_tensors="pt")["pixel_values"][0]
                     items.append(Picture(key, name, pixels))
             except Exception as error:  # as text: a worker's exception would arrive as a long traceback
-                items.append(Unreadable(name, _reason(reference, error)))
+                items.append(Unreadable(name, fault_of_image(reference, error)))
         return items
-
-
-def _reason(reference, error: Exception) -> str:
-    """What is wrong, with the file's name, in a few words."""
-    text = (str(error).strip() or type(error).__name__).partition("\n")[0]
-    content = re.match(r"cannot read image \(\d+ bytes\): ", text)  # said of the bytes that were read
-    path = reference.get("path") if isinstance(reference, dict) else reference
-    if content and isinstance(path, str | Path):
-        text = f"{Path(path).name}: {text[content.end() :]}"
-    return text[-150:]
 
 
 class Groups(NamedTuple):
@@ -147,5 +137,6 @@ def unreadable_error(unreadable: list[Unreadable]) -> UserError | None:
     text = f"{first.name}: its picture can't be read ({first.reason})"
     if len(names) > 1:
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        text += f"; so can't those of {', '.join(names[1:SHOWN])}{more}"
+        others = {one.name: f"{one.name} ({one.reason})" for one in reversed(unreadable)}
+        text += f"; so can't those of {', '.join(others[name] for name in names[1:SHOWN])}{more}"
     return UserError(f"{text}; mend or remove them and run the same command again: all others are done")

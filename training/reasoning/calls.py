@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from mmcot.training.common import UserError, drop_cut_line, read_jsonl
+from mmcot.training.common import UserError, drop_cut_line, full_disk_told, read_jsonl
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class Caller:
             affordable = self._affordable([request for _, _, request in waiting])
             asked, waiting = waiting[:affordable], waiting[affordable:]
             before = time.monotonic()
-            with open(self.journal, "a", encoding="utf-8") as file:
+            with full_disk_told(self.journal), open(self.journal, "a", encoding="utf-8") as file:
                 for position, completion in self.model.complete([request for _, _, request in asked]):
                     id_, work, request = asked[position]
                     now = time.monotonic()

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmcot.training.common import ExistingFileError, UserError, drop_cut_line, read_jsonl, write_json
+from mmcot.training.common import ExistingFileError, UserError, drop_cut_line, full_disk_told, read_jsonl, write_json
 from mmcot.training.data.batched import read_column
 
 PROMPT = "Write a short description of the image."  # for models that follow instructions
@@ -119,15 +119,17 @@ class _Begun:
         return self
 
     def __exit__(self, *error) -> None:
-        self.file.close()
+        with full_disk_told(self.path):
+            self.file.close()
 
     def add(self, key: str, caption: str) -> None:
         self.captions[key] = caption
         self._write({"key": key, "caption": caption})
 
     def _write(self, record: Mapping[str, Any]) -> None:
-        self.file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        self.file.flush()
+        with full_disk_told(self.path):
+            self.file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            self.file.flush()
 
 
 # ---- models --------------------------------------------------------------------------------------------------------

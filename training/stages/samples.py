@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import datasets
 
 from mmcot.processing import build_prompt
-from mmcot.training.common import UserError
+from mmcot.training.common import UserError, full_disk_told
 from mmcot.training.data.batched import read_column
 from mmcot.training.features.cache import problem_keys
 from mmcot.training.stages.fingerprints import features_fingerprint
@@ -44,7 +44,7 @@ def stage_dataset(
     Raises:
         UserError: a rationale is missing, or a feature, or problems don't fit into `max_source_length`: all are named.
     """
-    from datasets import concatenate_datasets
+    from datasets import concatenate_datasets, config
 
     if isinstance(rationales, dict):
         missing = [id_ for id_ in read_column(problems, "id") if id_ not in rationales]
@@ -67,12 +67,13 @@ def stage_dataset(
     fingerprint = hashlib.sha256(repr((problems._fingerprint, settings)).encode()).hexdigest()[:32]
     # pictures are read for their keys only
     read = problems if features is not None else problems.remove_columns("images")
-    samples = read.map(
-        encode,
-        remove_columns=[name for name in read.column_names if name != "id"],
-        new_fingerprint=fingerprint,
-        desc=f"{stage} samples",
-    )
+    with full_disk_told(config.HF_DATASETS_CACHE):
+        samples = read.map(
+            encode,
+            remove_columns=[name for name in read.column_names if name != "id"],
+            new_fingerprint=fingerprint,
+            desc=f"{stage} samples",
+        )
     told = zip(read_column(samples, "id"), read_column(samples, "fault"), strict=True)
     faults = {id_: fault for id_, fault in told if fault}
     if faults:

@@ -35,16 +35,16 @@ def test_every_broken_image_is_named_in_one_line(source, tmp_path):
     with pytest.raises(UserError) as raised:
         check_images(problems, num_workers=2)
     message = str(raised.value)
-    assert message.startswith("images of 3 problems can't be read: problem p4: image '4.png': ")
-    assert "problem p7: image '7.png': there is no such file" in message
-    assert "problem p9: image '9.png': no image of a known format" in message and "\n" not in message
+    assert message.startswith(f"images of 3 problems can't be read: problem p4: image '{tmp_path}/4.png': ")
+    assert f"problem p7: image '{tmp_path}/7.png': there is no such file" in message
+    assert f"problem p9: image '{tmp_path}/9.png': no image of a known format" in message and "\n" not in message
 
 
 def test_one_broken_image_is_a_short_line(source, tmp_path):
     cut(tmp_path / "4.png")
-    with pytest.raises(UserError, match="^problem p4: image '4.png': ") as raised:
+    with pytest.raises(UserError, match=f"^problem p4: image '{tmp_path}/4.png': ") as raised:
         check_images(load_problems(source))
-    assert len(str(raised.value)) < 200
+    assert len(str(raised.value)) < 250
 
 
 def test_many_broken_images_are_counted(source, tmp_path):

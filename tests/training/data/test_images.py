@@ -139,7 +139,7 @@ def test_an_allowed_address_is_read_once_into_the_table(tmp_path, monkeypatch, s
     monkeypatch.setenv("MMCOT_ALLOW_PRIVATE_URLS", "1")
     for _ in range(2):
         problems = load_problems(path, "train", allow_urls=True)
-    assert problems[0]["images"] == [{"path": None, "bytes": picture()}]
+    assert problems[0]["images"] == [{"path": f"{path}/line 1", "bytes": picture()}]
     assert set(server.requests.values()) == {1} and len(server.requests) == len(problems) < 20
     path = json_lines(tmp_path / "mine.jsonl", problem(image=f"{server.url}/bad.png"))
     with pytest.raises(UserError, match="line 1: its image .*bad.png' can't be read: .*500"):
@@ -157,7 +157,7 @@ def test_other_addresses_are_never_read(tmp_path, url):
 def test_data_in_the_record_itself(tmp_path):
     url = "data:image/png;base64," + base64.b64encode(picture()).decode()
     path = json_lines(tmp_path / "mine.jsonl", problem(image=url))
-    assert load_problems(path)[0]["images"] == [{"path": None, "bytes": picture()}]
+    assert load_problems(path)[0]["images"] == [{"path": f"{path}/line 1", "bytes": picture()}]
     with pytest.raises(UserError, match="base64"):
         load_problems(json_lines(tmp_path / "mine.jsonl", problem(image=url[:-2] + "!")))
 

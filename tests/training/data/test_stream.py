@@ -62,17 +62,46 @@ def test_keys_that_are_not_read_are_said_once(tmp_path, caplog, monkeypatch):
     assert sum("imgae" in record.getMessage() for record in caplog.records) == 1
 
 
-def test_memory_is_flat(tmp_path):
-    file = json_lines(tmp_path / "train.jsonl", *(problem(id=f"{n:040}", context="word " * 40) for n in range(6000)))
-    stream, held = stream_problems(file, "train"), {}
+def grown(stream, first: int, last: int) -> int:
+    """Bytes that a pass holds more of at the last record than at the first."""
+    held = {}
     tracemalloc.start()
     try:
         for count, _ in enumerate(stream, start=1):
-            if count in (2000, 5900):
+            if count in (first, last):
                 held[count] = tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
-    assert held[5900] - held[2000] < 100_000, "ids alone would be 500,000 bytes"
+    return held[last] - held[first]
+
+
+def test_memory_is_flat(tmp_path):
+    file = json_lines(tmp_path / "train.jsonl", *(problem(id=f"{n:040}", context="word " * 40) for n in range(6000)))
+    assert grown(stream_problems(file, "train"), 2000, 5900) < 100_000, "ids alone would be 500,000 bytes"
+
+
+def folders(place, **questions: range) -> None:
+    for name, numbers in questions.items():
+        json_lines(place / name / "train.jsonl", *(problem(question=f"Which? ({number})") for number in numbers))
+
+
+def test_memory_is_flat_where_folders_are_compared(tmp_path, monkeypatch):
+    monkeypatch.setattr("mmcot.training.data.reading.SAMPLE", 500, raising=False)
+    folders(tmp_path, a=range(3000), b=range(3000, 6000))
+    assert grown(stream_problems(tmp_path, "train"), 2000, 5900) < 200_000, "all questions would be 600,000 bytes"
+
+
+def test_configurations_are_told_by_a_sample(tmp_path, monkeypatch):
+    monkeypatch.setattr("mmcot.training.data.reading.SAMPLE", 500, raising=False)
+    folders(tmp_path / "same", full=range(4000), some=range(0, 4000, 2))
+    with pytest.raises(UserError, match=r"2 configurations, full, some.*they share \d+ questions of a sample of \d+$"):
+        list(stream_problems(tmp_path / "same", "train"))
+    # few of the sample's questions are of the small folder: all of them, by chance, may be the one that is shared
+    folders(tmp_path / "parts", large=range(4000), small=range(3995, 4015), other=range(3000, 7000))
+    assert len(list(stream_problems(tmp_path / "parts", "train"))) == 8020
+    folders(tmp_path / "few", full=range(100), some=range(50))
+    with pytest.raises(UserError, match="they share 50 questions$"):
+        list(stream_problems(tmp_path / "few", "train"))
 
 
 def test_the_stamp_changes_with_the_files(tmp_path):

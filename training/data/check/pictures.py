@@ -35,7 +35,7 @@ def check_pictures(splits: Mapping[str, Any], *, decode: bool = True) -> dict[st
             found["several"] += len(images) > 1
             found["pictures"] += len(images)
             for number, image in enumerate(images):
-                name = image["path"] or hashlib.sha256(image["bytes"]).digest()
+                name = image["path"] if image["bytes"] is None else hashlib.sha256(image["bytes"]).digest()
                 todo.setdefault(name, (column, row, number))  # not its bytes: all of them wouldn't fit into memory
     found["files"] = len(todo)
     if not decode:
@@ -66,9 +66,10 @@ def _look(place: tuple[Any, int, int]) -> tuple[str, str | None, tuple[int, int]
     column, row, number = place
     problem = column[row]
     id_, reference = problem["id"], problem["images"][number]
+    data = reference["bytes"]
     try:
         image = load_image(reference)
-        with Image.open(reference["path"] or io.BytesIO(reference["bytes"])) as file:
+        with Image.open(reference["path"] if data is None else io.BytesIO(data)) as file:
             format_ = file.format or "?"
     except Exception as error:
         return id_, fault_of_image(reference, error), (0, 0), ""
