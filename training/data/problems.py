@@ -4,6 +4,8 @@
 once, and not hours later by a stack trace. Images stay paths or encoded bytes; the table lies memory-mapped in the
 cache of `datasets` and is built anew when a file of the source changes.
 
+A picture lies in that cache once, whichever splits are asked for: they are rows of the same tables.
+
 `files.py` finds a source's files, `scienceqa.py`, `tables.py` and `embedded/source.py` read rows, `reading.py` goes
 over them (`stream.py` without a table), `records.py` turns a row into a record, `images.py` finds its images,
 `splits.py` knows the splits.
@@ -19,11 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from mmcot.training.common import UserError, full_disk_told, write_json
-from mmcot.training.data.files import hub_name, locate, source_stamp
+from mmcot.training.data.files import hub_name, is_original, locate, source_stamp
+from mmcot.training.data.grouped import Shelf
 from mmcot.training.data.images import IMAGE_RULES
 from mmcot.training.data.keys import check_columns
+from mmcot.training.data.known_layouts import is_ai2d
 from mmcot.training.data.mixture import is_mixture, load_mixture
-from mmcot.training.data.reading import Reading, open_source
+from mmcot.training.data.reading import Reading, open_source, split_parts
 from mmcot.training.data.records import LABEL_COLUMNS, SHOWN, shown
 from mmcot.training.data.splits import MADE, made_splits, split_members, split_name, told
 
@@ -77,10 +81,11 @@ def load_problems(
             - a YAML file that names several sources with weights (`mixture.py`);
             - "embedded", or "embedded:n=2000,seed=1,skills=a+b,val=200": n generated problems of each split but for
               the splits named with a size of their own.
-        split: train, val, test, trainval, or another one in pid_splits.json; None for every problem. Where records
-            don't say their split, the file's name (`val.jsonl`, `test-00000-of-00001.parquet`) or folder (`train/`)
-            does. Where nothing says it, train, val and test are made: 80, 10 and 10 % by a hash of the content, so
-            that equal questions are in one split and order doesn't matter; a warning says so.
+        split: train, val, test, trainval, or another one in pid_splits.json; None for every problem, in the source's
+            order. Of trainval, those of train come first where one file holds both. Where records don't say their
+            split, the file's name (`val.jsonl`, `test-00000-of-00001.parquet`) or folder (`train/`) does. Where
+            nothing says it, train, val and test are made: 80, 10 and 10 % by a hash of the content, so that equal
+            questions are in one split and order doesn't matter; a warning says so.
         image_rule: "all" images of a question in order (image, image_2, …, choices), or the one that the "original"
             project uses (image.png, or choice_0.png where only the choices have images; how many questions lose images
             by it is said); "none" leaves them out and doesn't look for the files, for features that are cached by
@@ -96,9 +101,6 @@ def load_problems(
         MissingFileError: no such source, or an image that a problem names isn't there.
         UserError: bad records or options; one line that names file, line or id, and field, of the first 20.
     """
-    from datasets import Dataset, NamedSplit
-    from datasets.exceptions import DatasetGenerationError
-
     if is_mixture(source):
         options = {"image_rule": image_rule, "require_answer": require_answer, "columns": columns}
         options |= {"allow_urls": allow_urls, "allow_outside": allow_outside, "rationales": rationales}
@@ -113,29 +115,22 @@ def load_problems(
         "source": path,
         "name": path if path.startswith("embedded") else hub_name(source) or Path(path).name,
         "config": config,
-        "split": split,
         "image_rule": image_rule,
-        "require_answer": bool(require_answer),
         "columns": check_columns(columns),
         "allow_urls": bool(allow_urls),
         "allow_outside": bool(allow_outside),
         "rationales": rationales,
         "stamp": source_stamp(path, config),
     }
-    notes = _notes_file(arguments)
-    with full_disk_told(notes.parents[1]):
-        try:
-            problems = Dataset.from_generator(
-                _generate,
-                features=problem_features(),
-                gen_kwargs={**arguments, "notes": str(notes)},
-                split=NamedSplit(_split_label(split)),
-            )
-        except DatasetGenerationError as error:
-            raise (error.__cause__ or error) from None
-    if notes.exists():  # also where the table was built before
-        for line in json.loads(notes.read_text(encoding="utf-8")):
-            say_once(path, line)
+    found = _of_shared_tables(arguments, split, require_answer)
+    if found is None:
+        problems, facts = _table(
+            {**arguments, "split": split, "require_answer": bool(require_answer), "grouped": False}
+        )
+        found = problems, facts["lines"].get(split or "", ())
+    problems, lines = found
+    for line in lines:
+        say_once(path, line)
     return problems
 
 
@@ -177,14 +172,87 @@ def say_once(source: str, line: str) -> None:
 
 
 def _notes_file(arguments: dict[str, Any]) -> Path:
-    """Where the generator leaves what is to be said, for it runs only when the table isn't there yet."""
+    """Where the generator leaves a table's facts, for it runs only when the table isn't there yet. Its ending is no
+    record's: the cache may lie in the source's folder."""
     import datasets
 
     name = hashlib.sha256(json.dumps(arguments, sort_keys=True, default=repr).encode()).hexdigest()
-    return Path(datasets.config.HF_DATASETS_CACHE) / "mmcot_notes" / f"{name}.json"
+    return Path(datasets.config.HF_DATASETS_CACHE) / "mmcot_notes" / f"{name}.notes"
 
 
-# -- the table --------------------------------------------------------------------------------------------------------
+# -- the tables -------------------------------------------------------------------------------------------------------
+
+
+def _of_shared_tables(arguments: dict[str, Any], split: str | None, require_answer: bool):
+    """The problems, as rows of tables that hold each of the source's records once, whichever splits are asked for; and
+    what is told of them. So no picture lies in the cache twice.
+
+    None where that doesn't do: a record of another split can't be read, a needed answer is withheld, there is no such
+    split. The split is then read by itself, with its own table or error. So are folders that hold pictures as files.
+    """
+    from datasets import NamedSplit, Value, concatenate_datasets
+
+    source, config = arguments["source"], arguments["config"]
+    if not source.startswith("embedded") and (is_original(source) or is_ai2d(Path(source))):
+        return None
+    members = None if split is None else split_members(split)
+    tables: list[Any] = []
+    lines: list[str] = []
+    for part in split_parts(source, config, arguments["columns"]):
+        if part is not None and members is not None and part not in members:
+            continue
+        given = {**arguments, "split": part, "require_answer": False, "grouped": part is None}
+        unread = _notes_file(given).with_suffix(".unread")  # so that it is tried once
+        if unread.exists():
+            return None
+        try:
+            table, facts = _table(given)
+        except UserError:
+            unread.parent.mkdir(parents=True, exist_ok=True)
+            unread.touch()
+            return None
+        if not facts["lines"]:
+            return None
+        tables.append(table)
+        lines += facts["lines"].get((split if part is None else part) or "", ())
+    if not tables:
+        return None
+    problems = concatenate_datasets(tables, split=NamedSplit(_split_label(split)))
+    if len(tables) > 1 and len(set(problems["id"][:])) < len(problems):
+        return None
+    if members is not None:
+        splits = problems["split"][:]
+        if facts["made"] and set(members) <= set(MADE):
+            splits = facts["made"]
+            problems = problems.remove_columns("split").add_column("split", splits, feature=Value("string"))
+        problems = problems.select([row for row, own in enumerate(splits) if own in members])
+    elif facts["order"] != sorted(facts["order"]):
+        problems = problems.select(facts["order"])
+    if not len(problems) or (require_answer and None in problems["answer"][:]):
+        return None
+    return problems, lines
+
+
+def _table(arguments: dict[str, Any]):
+    """The table of what `_generate` yields, built where it isn't there yet; and its facts: split → "lines" to say of
+    it, the splits "made" for its rows, and the "order" of them in the source; empty where someone removed them."""
+    from datasets import Dataset, NamedSplit
+    from datasets.exceptions import DatasetGenerationError
+
+    notes = _notes_file(arguments)
+    with full_disk_told(notes.parents[1]):
+        try:
+            problems = Dataset.from_generator(
+                _generate,
+                features=problem_features(),
+                gen_kwargs={**arguments, "notes": str(notes)},
+                split=NamedSplit(_split_label(arguments["split"])),
+            )
+        except DatasetGenerationError as error:
+            raise (error.__cause__ or error) from None
+    if not notes.exists():
+        return problems, {"lines": {}, "made": [], "order": []}
+    return problems, json.loads(notes.read_text(encoding="utf-8"))
 
 
 def _generate(
@@ -198,29 +266,40 @@ def _generate(
     allow_urls: bool,
     allow_outside: bool,
     rationales: str,
+    grouped: bool,
     notes: str,
     stamp: str,
 ) -> Iterator[dict]:
-    """Checked records; `stamp` is there to be part of the cached table's name."""
+    """Checked records; `stamp` is there to be part of the cached table's name.
+
+    With `grouped` those of a split come together, so that each split is a slice of the table. Rows from here and there
+    would be copied, pictures and all, as soon as `datasets` puts columns beside them.
+    """
     opened = open_source(source, config, split, image_rule, columns, urls=allow_urls, outside=allow_outside)
     wanted = None if split is None or opened.selected else split_members(split)
-    lines = []
+    made: list[str] = []
+    shelf = Shelf(Path(notes).parent) if grouped else None
 
     found, keys = 0, []
     reading = Reading(opened, columns, image_rule, require_answer, rationales == "all")
     for own, records, key in reading.records(wanted):
-        if wanted is None or own in wanted:
-            found += 1
-            yield from records
-        else:  # no record before it names a split: perhaps none does
+        if own is None:  # no record before it names a split: perhaps none does
             keys.append(key)
+        if wanted is not None and own not in wanted:
+            continue
+        found += 1
+        if shelf is None:
+            yield from records
+        else:
+            shelf.put(records)
     reading.raise_faults(source)
-    if not found and keys and not reading.splits and set(wanted) <= set(MADE):
+    if keys and not reading.splits and (wanted is None or (not found and set(wanted) <= set(MADE))):
         try:
             made = made_splits(keys)
         except UserError as error:
-            raise UserError(f"{source}: no record says its split, and there are {error}") from None
-        lines.append(f"{name}: no splits in it: {told(made)}")
+            if wanted is not None:  # who asks for all needs no splits
+                raise UserError(f"{source}: no record says its split, and there are {error}") from None
+    if made and wanted is not None:
         reading = Reading(opened, columns, image_rule, require_answer, rationales == "all", made)
         for _, records, _ in reading.records(wanted):
             found += 1
@@ -228,8 +307,18 @@ def _generate(
         reading.raise_faults(source)
     if not found:
         raise UserError(_nothing_found(source, split, opened.splits, reading))
-    lines += [f"{name}: {line}" for line in reading.notes(split)]
-    write_json(notes, lines)
+    facts: dict[str, Any] = {"lines": {}, "made": [], "order": []}
+    if shelf is not None:
+        names = made or reading.taken
+        places = shelf.places(names)
+        for number, part in places:
+            yield shelf.take(number)[part]
+        facts["made"] = [made[number] for number, _ in places] if made else []
+        facts["order"] = sorted(range(len(places)), key=places.__getitem__)
+    for own in (None, "trainval", *MADE, *reading.splits) if split is None else (split,):
+        own_lines = [f"no splits in it: {told(made)}"] if made and own is not None else []
+        facts["lines"][own or ""] = [f"{name}: {line}" for line in own_lines + reading.notes(own, made)]
+    write_json(notes, facts)
 
 
 def _nothing_found(source: str, split: str | None, lists: tuple[str, ...], reading: Reading) -> str:

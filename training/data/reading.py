@@ -1,7 +1,8 @@
 """One pass over a source: rows become records; what went wrong or was left out is kept for one message at the end."""
 
+import itertools
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,7 +51,7 @@ def open_source(
             rows=lambda: embedded_rows(source, split),
             images=lambda row, raw, own: raw["images"],
             resolve=lambda row, images: images,
-            selected=True,
+            selected=split is not None,
         )
     path = Path(source)
     allowed = Leave.below(path if path.is_dir() else path.parent, **leave)
@@ -108,6 +109,32 @@ def _file_rows(files: list[DataFile], split: str | None, spare: bool) -> Iterato
             yield row._replace(split=row.split or file.split)
 
 
+def split_parts(source: str, config: str | None, columns: Mapping[str, Any]) -> list[str | None]:
+    """The splits that can each be read without the others, in the order of the source's records; [None] where records
+    of several splits lie together, or only reading them would tell."""
+    if source.startswith("embedded"):
+        from mmcot.training.data.embedded.source import SPLITS, embedded_options
+
+        options = embedded_options(source)
+        return [name for name in SPLITS if options.get(name, options["n"])]
+    files = data_files(source, config)
+    names = [name for name, _ in itertools.groupby(file.split for file in files)]
+    apart = len(set(names)) == len(names) and None not in names and "split" not in columns
+    return names if apart and all(_says_no_split(file.path) for file in files) else [None]
+
+
+def _says_no_split(path: Path) -> bool:
+    """Whether the file's place alone says the split of its records."""
+    from pyarrow import ArrowException, parquet
+
+    if path.suffix.lower() != ".parquet":
+        return path.suffix.lower() in SHARDS  # whose records may only say the same
+    try:
+        return "split" not in parquet.read_schema(path).names
+    except (ArrowException, OSError):
+        return False  # whoever reads it says what is wrong
+
+
 class Reading:
     """The pass. Its counts hold when `records` has come to its end."""
 
@@ -130,7 +157,10 @@ class Reading:
         self.numbers: Counter[str] = Counter()  # of rows without an id
         self.ids: set[str] = set()
         self.mapped: set[str] = set()  # keys of `columns` that some row has
-        self.rows = self.taken = self.unsplit = self.losing = 0
+        # the split of each record, and numbers of those of them that lose images; of a stream as far as `notes` asks
+        self.taken: list[str | None] | deque[str | None] = [] if remembers else deque(maxlen=SAMPLE)
+        self.losing: list[int] | deque[int] = [] if remembers else deque(maxlen=SAMPLE)
+        self.rows = self.unsplit = 0
         self.sharing = _Sharing(opened.files, None if remembers else SAMPLE)
 
     def records(self, wanted: tuple[str, ...] | None) -> Iterator[tuple[str | None, list[dict], bytes | None]]:
@@ -146,7 +176,7 @@ class Reading:
                 self.faults.add(row, error)
                 continue
             if found is not None:
-                self.taken += 1
+                self.taken.append(found[0])
                 yield found
 
     def _record(self, row: Row, wanted: tuple[str, ...] | None) -> tuple[str | None, list[dict], bytes | None] | None:
@@ -181,7 +211,8 @@ class Reading:
             self.ids.add(record["id"])
         images = self.opened.images(row, raw, said)
         taken = chosen(images, self.image_rule)
-        self.losing += self.image_rule == "original" and len(taken) < len(images)
+        if self.image_rule == "original" and len(taken) < len(images):
+            self.losing.append(len(self.taken))
         record |= {"images": taken, "has_image": _has_image(raw), "split": own}
         if wanted is None or own in wanted:
             record["images"] = self.opened.resolve(row, taken)
@@ -205,14 +236,18 @@ class Reading:
             )
         self.faults.raise_any()
 
-    def notes(self, split: str | None) -> list[str]:
-        """What to say of the source."""
+    def notes(self, split: str | None, made: Sequence[str] | None = None) -> list[str]:
+        """What to say of a split of the source, None being all of it; `made`: splits that its records were given."""
         lines = [*self.opened.notes, *self.keys.lines()]
-        if self.unsplit:
-            lines.append(f"{self.unsplit:,} records name no split, though others do: they are in none")
-        if self.losing:
+        names = made or self.taken
+        unsplit = self.unsplit + names.count(None) if split is not None and self.splits else 0
+        if unsplit:
+            lines.append(f"{unsplit:,} records name no split, though others do: they are in none")
+        members = set(names) if split is None or self.opened.selected else split_members(split)
+        losing = sum(names[number] in members for number in self.losing)
+        if losing:
             part = "" if split is None else f" of split {split}"
-            share = f"{self.losing:,} of {self.taken:,} questions{part}"
+            share = f"{losing:,} of {sum(name in members for name in names):,} questions{part}"
             lines.append(f"image_rule=original: {share} lose images, for it keeps the first")
         return lines
 
