@@ -93,7 +93,9 @@ class CommandParser(argparse.ArgumentParser):
         """As argparse; an option that doesn't exist comes with the one that was probably meant."""
         what, _, unknown = message.partition("unrecognized arguments: ")
         option = unknown.split(" ")[0].partition("=")[0]
-        close = difflib.get_close_matches(option, self._option_string_actions, n=1) if option.startswith("-") else []
+        close = (
+            difflib.get_close_matches(option, self._option_string_actions, 1, 0.7) if option.startswith("-") else []
+        )
         if close and not what:
             message += f": did you mean {close[0]}?"
         elif option.startswith("--") and not what and any(action.metavar == "key=value" for action in self._actions):

@@ -3,33 +3,12 @@
 import pytest
 import torch
 from transformers import GenerationConfig
-from two_stage_models import make_stage, one_stage
+from two_stage_models import one_stage
 
-from mmcot import MMCoTForConditionalGeneration, MMCoTModel, MMCoTProcessor
+from mmcot import MMCoTForConditionalGeneration
 from mmcot.answers_mmcot import join_ragged, letter_log_probs, own_tokens, score_options
 from mmcot.errors_mmcot import ModelError
-from mmcot.processing import build_prompt, image_processor_for
-from mmcot.training.data.embedded.generate import generate_problems
-
-
-@pytest.fixture(scope="module")
-def processor(tiny_tokenizer):
-    return MMCoTProcessor(image_processor_for(64), tiny_tokenizer, max_source_length=200)
-
-
-@pytest.fixture(scope="module")
-def problems():
-    return list(generate_problems(8, seed=5))
-
-
-@pytest.fixture(scope="module")
-def inputs(processor, problems):
-    return processor(problems)
-
-
-@pytest.fixture
-def model(processor):
-    return MMCoTModel.from_stages(make_stage(processor, 0), make_stage(processor, 1), processor)
+from mmcot.processing import build_prompt
 
 
 def test_ragged_rows_are_joined_without_gaps():

@@ -9,13 +9,8 @@ from two_stage_models import VISION, make_stage
 from mmcot import MMCoTModel, MMCoTProcessor
 from mmcot.answers_mmcot import prepare_generation_config
 from mmcot.errors_mmcot import ModelError
-from mmcot.processing import build_prompt, image_processor_for
+from mmcot.processing import build_prompt
 from mmcot.training.data.embedded.generate import generate_problems
-
-
-@pytest.fixture(scope="module")
-def processor(tiny_tokenizer):
-    return MMCoTProcessor(image_processor_for(64), tiny_tokenizer, max_source_length=200)
 
 
 @pytest.fixture(scope="module")

@@ -7,31 +7,9 @@ import torch
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList
 from two_stage_models import make_stage, one_stage
 
-from mmcot import MMCoTModel, MMCoTProcessor
+from mmcot import MMCoTModel
 from mmcot.answers_mmcot import mask_from_padding, prepare_generation_config
 from mmcot.errors_mmcot import ModelError
-from mmcot.processing import image_processor_for
-from mmcot.training.data.embedded.generate import generate_problems
-
-
-@pytest.fixture(scope="module")
-def processor(tiny_tokenizer):
-    return MMCoTProcessor(image_processor_for(64), tiny_tokenizer, max_source_length=200)
-
-
-@pytest.fixture(scope="module")
-def problems():
-    return list(generate_problems(8, seed=5))
-
-
-@pytest.fixture(scope="module")
-def inputs(processor, problems):
-    return processor(problems)
-
-
-@pytest.fixture
-def model(processor):
-    return MMCoTModel.from_stages(make_stage(processor, 0), make_stage(processor, 1), processor)
 
 
 def test_options_are_merged_as_transformers_merges_them(model):

@@ -4,17 +4,11 @@ import pytest
 import torch
 from two_stage_models import SIZES, VISION, make_stage
 
-from mmcot import MMCoTModel, MMCoTPipeline, MMCoTProcessor
-from mmcot.processing import image_processor_for
+from mmcot import MMCoTModel, MMCoTPipeline
 from mmcot.training.data.embedded.generate import generate_problems
 
 WIDE = {**SIZES, "d_model": 64, "d_kv": 16}  # bitsandbytes quantises blocks of 64
 WIDE_VISION = {**VISION, "hidden_size": 64, "intermediate_size": 64}
-
-
-@pytest.fixture(scope="module")
-def processor(tiny_tokenizer):
-    return MMCoTProcessor(image_processor_for(64), tiny_tokenizer, max_source_length=200)
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["two networks", "one network"])

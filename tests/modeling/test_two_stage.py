@@ -9,13 +9,8 @@ from two_stage_models import SIZES, make_stage
 
 from mmcot import MMCoTConfig, MMCoTForConditionalGeneration, MMCoTModel, MMCoTProcessor
 from mmcot.errors_mmcot import ModelError
-from mmcot.processing import build_prompt, image_processor_for
+from mmcot.processing import build_prompt
 from mmcot.training.data.embedded.generate import generate_problems
-
-
-@pytest.fixture(scope="module")
-def processor(tiny_tokenizer):
-    return MMCoTProcessor(image_processor_for(64), tiny_tokenizer, max_source_length=200)
 
 
 @pytest.fixture(scope="module")

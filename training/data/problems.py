@@ -188,12 +188,15 @@ def _of_shared_tables(arguments: dict[str, Any], split: str | None, require_answ
     what is told of them. So no picture lies in the cache twice.
 
     None where that doesn't do: a record of another split can't be read, a needed answer is withheld, there is no such
-    split. The split is then read by itself, with its own table or error. So are folders that hold pictures as files.
+    split. The split is then read by itself, with its own table or error. So are folders that hold pictures as files,
+    and sources whose pictures may have to be fetched: no more of them than are asked for.
     """
     from datasets import NamedSplit, Value, concatenate_datasets
 
     source, config = arguments["source"], arguments["config"]
-    if not source.startswith("embedded") and (is_original(source) or is_ai2d(Path(source))):
+    if arguments["allow_urls"] or (
+        not source.startswith("embedded") and (is_original(source) or is_ai2d(Path(source)))
+    ):
         return None
     members = None if split is None else split_members(split)
     tables: list[Any] = []

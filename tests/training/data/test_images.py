@@ -139,7 +139,9 @@ def test_an_allowed_address_is_read_once_into_the_table(tmp_path, monkeypatch, s
     monkeypatch.setenv("MMCOT_ALLOW_PRIVATE_URLS", "1")
     for _ in range(2):
         problems = load_problems(path, "train", allow_urls=True)
-    assert problems[0]["images"] == [{"path": f"{path}/line 1", "bytes": picture()}]
+    asked = problems["question"][:]
+    lines = [f"{path}/line {number}" for number, row in enumerate(rows, start=1) if row["question"] in asked]
+    assert [images for (images,) in problems["images"]] == [{"path": line, "bytes": picture()} for line in lines]
     assert set(server.requests.values()) == {1} and len(server.requests) == len(problems) < 20
     path = json_lines(tmp_path / "mine.jsonl", problem(image=f"{server.url}/bad.png"))
     with pytest.raises(UserError, match="line 1: its image .*bad.png' can't be read: .*500"):
