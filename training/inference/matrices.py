@@ -49,7 +49,8 @@ class Int8Matrix:
     def __init__(self, weight: Tensor, bias: Tensor | None = None, engine: str | None = None):
         self.engine = engine or int8_engine()
         self.bias = None if bias is None else bias.detach().float()
-        weight = weight.detach().float()
+        weight = weight.detach()
+        weight = weight.float() if type(weight) is Tensor else weight.dequantize()  # torchao's are tensors of tensors
         self.scales = (weight.abs().amax(1) / 127).clamp(min=1e-12)
         if self.engine == "onednn":
             whole = (weight / self.scales[:, None]).round().to(torch.int8)

@@ -56,6 +56,18 @@ def test_int8_products_are_near_and_each_row_stands_alone(engine):
     assert not Int8Matrix(weight, engine=engine)(torch.zeros(2, 64)).any()
 
 
+def test_weights_that_are_quantised_already_are_read():
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    class Quantised(TwoTensor):
+        def dequantize(self):
+            return self.a * self.b
+
+    weight, state = torch.randn(8, 16), torch.randn(3, 16)
+    found = Int8Matrix(Quantised(weight, torch.full((8, 16), 2.0)))(state)
+    assert torch.equal(found, Int8Matrix(2 * weight)(state))
+
+
 @pytest.mark.parametrize("fields", [{}, {"feed_forward_proj": "gated-gelu", "fusion_gate": None}, {"d_kv": 5}])
 def test_the_encoder_is_the_networks(fields):
     fields = {name: value for name, value in fields.items() if value is not None}
