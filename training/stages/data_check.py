@@ -71,19 +71,25 @@ def _processor(recipe: Recipe, options: dict[str, Any]):
     from itertools import chain
 
     from mmcot.processing import build_prompt
+    from mmcot.training.data.batched import read_records
     from mmcot.training.data.problems import load_problems
     from mmcot.training.data.stream import stream_problems
     from mmcot.training.stages.build import build_processor
     from mmcot.training.stages.streaming import LOOKED_OVER
 
     def texts():
-        given = {**options, "image_rule": "none"}
+        without = {**options, "image_rule": "none"}
         if recipe.streaming:
-            problems = stream_problems(recipe.data, recipe.train_split, **given).take(LOOKED_OVER)
+            problems = stream_problems(recipe.data, recipe.train_split, **without).take(LOOKED_OVER)
         else:
-            problems = load_problems(recipe.data, recipe.train_split, **given)
+            try:  # the table that is looked over afterwards, unless a picture is at fault
+                problems = load_problems(recipe.data, recipe.train_split, **options)
+            except UserError:
+                problems = load_problems(recipe.data, recipe.train_split, **without)
+            problems = problems.remove_columns("images")
         formats = [name for name in (recipe.rationale_format, recipe.answer_format) if name]
-        return chain.from_iterable(build_prompt(problem, name) for problem in problems for name in formats)
+        records = read_records(problems)
+        return chain.from_iterable(build_prompt(problem, name) for problem in records for name in formats)
 
     try:
         return build_processor(recipe, texts() if recipe.tokenizer == "train" else ()), None

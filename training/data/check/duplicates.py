@@ -4,6 +4,7 @@ Equal means: the same words in question, context and options, whatever their ord
 images. Nearly equal: four fifths of their word triples in common (found by MinHash), and the same images.
 """
 
+import functools
 import re
 import zlib
 from collections import defaultdict
@@ -159,6 +160,7 @@ def _bands(triples: frozenset[int]) -> list[tuple]:
     return [(i, *least[i : i + _ROWS].tolist()) for i in range(0, _HASHES, _ROWS)]
 
 
+@functools.cache
 def _factors():
     import numpy as np
 
