@@ -140,7 +140,8 @@ def run_command(name: str, argv: list[str]) -> int:
         expected = getattr(error, "user_error", False) or _of_the_system(error)
         if not expected or args.traceback or os.environ.get("MMCOT_TRACEBACK"):
             raise
-        told = _full_disk(args, error) if _is_bare_full_disk(error) else str(error)
+        bare = is_disk_full(error) and not getattr(error, "user_error", False)
+        told = _full_disk(args, error) if bare else str(error)
         print(f"mmcot {name}: error: {printable(' '.join(told.split()))}", file=sys.stderr)
         return 2
 
@@ -149,10 +150,6 @@ def _of_the_system(error: Exception) -> bool:
     """Whether the machine refuses: no room, no right to read or write there."""
     refusals = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
     return (isinstance(error, OSError) and error.errno in refusals) or is_disk_full(error)
-
-
-def _is_bare_full_disk(error: Exception) -> bool:
-    return is_disk_full(error) and not getattr(error, "user_error", False)
 
 
 def _full_disk(args: argparse.Namespace, error: Exception) -> str:

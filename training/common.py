@@ -47,8 +47,8 @@ def is_disk_full(error: BaseException) -> bool:
 def full_disk(path: str | Path) -> str:
     """The line for it, with the file or folder that was being written."""
     return (
-        f"{path}: its disk is full: free space there, or give another output or cache folder; "
-        "the same command goes on from here"
+        f"{path}: its disk is full (or a quota or a limit of file sizes is reached): make room, or give another "
+        "output or cache folder; then run it again"
     )
 
 

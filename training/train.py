@@ -152,7 +152,7 @@ def next_commands(recipe: Recipe) -> str:
 
 @contextlib.contextmanager
 def _full_disk_told(folder: Path) -> Iterator[None]:
-    """One line where the disk is full, in whatever words a library says so: with the file that was written last."""
+    """One line where the disk is full, in whatever words a library says so: with its file, or the run's folder."""
     try:
         yield
     except UserError:
@@ -160,8 +160,7 @@ def _full_disk_told(folder: Path) -> Iterator[None]:
     except Exception as error:
         if not is_disk_full(error) and shutil.disk_usage(folder).free > 1 << 20:
             raise
-        newest = max(folder.rglob("*"), key=lambda path: path.lstat().st_mtime_ns, default=folder)
-        raise FullDiskError(full_disk(newest)) from error
+        raise FullDiskError(full_disk(getattr(error, "filename", None) or folder)) from error
 
 
 def main() -> int:

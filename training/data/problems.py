@@ -16,11 +16,12 @@ import hashlib
 import json
 import logging
 import os
+from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmcot.training.common import UserError, full_disk_told, write_json
+from mmcot.training.common import FullDiskError, UserError, full_disk_told, write_json
 from mmcot.training.data.files import hub_name, is_original, locate, source_stamp
 from mmcot.training.data.grouped import Shelf
 from mmcot.training.data.images import IMAGE_RULES
@@ -138,19 +139,11 @@ def problem_features():
     """The columns of `load_problems`, as `datasets.Features`."""
     from datasets import Features, Image, List, Value
 
-    text = Value("string")
-    return Features(
-        {
-            "id": text,
-            "question": text,
-            "choices": List(text),
-            "answer": Value("int64"),
-            "context": text,
-            "caption": text,
-        }
-        | {"images": List(Image(decode=False)), "has_image": Value("bool"), "lecture": text, "solution": text}
-        | {name: text for name in (*LABEL_COLUMNS[1:], "split")}
-    )
+    names = ("id", "question", "choices", "answer", "context", "caption", "images", "has_image", "lecture", "solution")
+    others = {"answer": Value("int64"), "images": List(Image(decode=False)), "has_image": Value("bool")}
+    others["choices"] = List(Value("string"))
+    # an object each: `datasets` hashes their pickle, which tells a shared one from equal ones, as they are once read
+    return Features({name: others.get(name) or Value("string") for name in (*names, *LABEL_COLUMNS[1:], "split")})
 
 
 def _split_label(split: str | None) -> str:
@@ -162,6 +155,7 @@ def _split_label(split: str | None) -> str:
 # -- what is said of a source -----------------------------------------------------------------------------------------
 
 _said: set[tuple[str, str]] = set()
+_unread: set[Path] = set()  # notes of shared tables that can't be made: each is tried once a process
 
 
 def say_once(source: str, line: str) -> None:
@@ -194,43 +188,45 @@ def _of_shared_tables(arguments: dict[str, Any], split: str | None, require_answ
     from datasets import NamedSplit, Value, concatenate_datasets
 
     source, config = arguments["source"], arguments["config"]
-    if arguments["allow_urls"] or (
-        not source.startswith("embedded") and (is_original(source) or is_ai2d(Path(source)))
-    ):
+    if arguments["allow_urls"]:
+        return None
+    if not source.startswith("embedded") and (is_original(source) or is_ai2d(Path(source))):
         return None
     members = None if split is None else split_members(split)
     tables: list[Any] = []
     lines: list[str] = []
+    made: list[str] = []
+    order: list[int] = []
     for part in split_parts(source, config, arguments["columns"]):
         if part is not None and members is not None and part not in members:
             continue
         given = {**arguments, "split": part, "require_answer": False, "grouped": part is None}
-        unread = _notes_file(given).with_suffix(".unread")  # so that it is tried once
-        if unread.exists():
+        if _notes_file(given) in _unread:
             return None
         try:
             table, facts = _table(given)
+        except FullDiskError:
+            raise
         except UserError:
-            unread.parent.mkdir(parents=True, exist_ok=True)
-            unread.touch()
-            return None
-        if not facts["lines"]:
+            _unread.add(_notes_file(given))
             return None
         tables.append(table)
-        lines += facts["lines"].get((split if part is None else part) or "", ())
+        made, order = facts["made"], facts["order"]  # of a table of several splits, which is the only one
+        told_of = part or split or ""
+        lines += facts["lines"].get(told_of, ())
     if not tables:
         return None
-    problems = concatenate_datasets(tables, split=NamedSplit(_split_label(split)))
+    problems = tables[0] if len(tables) == 1 else concatenate_datasets(tables, split=NamedSplit(_split_label(split)))
     if len(tables) > 1 and len(set(problems["id"][:])) < len(problems):
         return None
     if members is not None:
         splits = problems["split"][:]
-        if facts["made"] and set(members) <= set(MADE):
-            splits = facts["made"]
+        if made and set(members) <= set(MADE):
+            splits = made
             problems = problems.remove_columns("split").add_column("split", splits, feature=Value("string"))
         problems = problems.select([row for row, own in enumerate(splits) if own in members])
-    elif facts["order"] != sorted(facts["order"]):
-        problems = problems.select(facts["order"])
+    elif order != sorted(order):
+        problems = problems.select(order)
     if not len(problems) or (require_answer and None in problems["answer"][:]):
         return None
     return problems, lines
@@ -238,23 +234,24 @@ def _of_shared_tables(arguments: dict[str, Any], split: str | None, require_answ
 
 def _table(arguments: dict[str, Any]):
     """The table of what `_generate` yields, built where it isn't there yet; and its facts: split → "lines" to say of
-    it, the splits "made" for its rows, and the "order" of them in the source; empty where someone removed them."""
+    it, the splits "made" for its rows, and the "order" of them in the source."""
     from datasets import Dataset, NamedSplit
     from datasets.exceptions import DatasetGenerationError
 
     notes = _notes_file(arguments)
+    given = {**arguments, "notes": str(notes)}
     with full_disk_told(notes.parents[1]):
         try:
             problems = Dataset.from_generator(
                 _generate,
                 features=problem_features(),
-                gen_kwargs={**arguments, "notes": str(notes)},
+                gen_kwargs=given,
                 split=NamedSplit(_split_label(arguments["split"])),
             )
         except DatasetGenerationError as error:
             raise (error.__cause__ or error) from None
-    if not notes.exists():
-        return problems, {"lines": {}, "made": [], "order": []}
+    if not notes.exists():  # someone removed them, and the table is there
+        deque(_generate(**given), maxlen=0)
     return problems, json.loads(notes.read_text(encoding="utf-8"))
 
 

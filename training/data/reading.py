@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -93,7 +93,8 @@ def _references(row: Row, images: list, allowed: Leave) -> list[dict[str, Any]]:
     found = image_references(images, Path(row.file).parent, allowed)
     for number, (given, image) in enumerate(zip(images, found, strict=True), start=1):
         if image["bytes"] is not None:
-            member = row.file.endswith(SHARDS) and isinstance(given, dict)  # other sources' paths are a stranger's
+            # a member's name; other paths beside bytes are a stranger's
+            member = row.file.lower().endswith(SHARDS) and isinstance(given, dict) and given.get("bytes") is not None
             place = row.place if len(images) == 1 else f"{row.place}, image {number}"
             image["path"] = f"{row.file}/{given['path'] if member else place}"
     return found
@@ -157,9 +158,9 @@ class Reading:
         self.numbers: Counter[str] = Counter()  # of rows without an id
         self.ids: set[str] = set()
         self.mapped: set[str] = set()  # keys of `columns` that some row has
-        # the split of each record, and numbers of those of them that lose images; of a stream as far as `notes` asks
-        self.taken: list[str | None] | deque[str | None] = [] if remembers else deque(maxlen=SAMPLE)
-        self.losing: list[int] | deque[int] = [] if remembers else deque(maxlen=SAMPLE)
+        # the split of each record, and numbers of those of them that lose images; of a stream those at its beginning
+        self.taken: list[str | None] = []
+        self.losing: list[int] = []
         self.rows = self.unsplit = 0
         self.sharing = _Sharing(opened.files, None if remembers else SAMPLE)
 
@@ -176,7 +177,8 @@ class Reading:
                 self.faults.add(row, error)
                 continue
             if found is not None:
-                self.taken.append(found[0])
+                if self.remembers or len(self.taken) < SAMPLE:
+                    self.taken.append(found[0])
                 yield found
 
     def _record(self, row: Row, wanted: tuple[str, ...] | None) -> tuple[str | None, list[dict], bytes | None] | None:
@@ -211,7 +213,7 @@ class Reading:
             self.ids.add(record["id"])
         images = self.opened.images(row, raw, said)
         taken = chosen(images, self.image_rule)
-        if self.image_rule == "original" and len(taken) < len(images):
+        if self.image_rule == "original" and len(taken) < len(images) and (self.remembers or self.rows < SAMPLE):
             self.losing.append(len(self.taken))
         record |= {"images": taken, "has_image": _has_image(raw), "split": own}
         if wanted is None or own in wanted:

@@ -51,7 +51,7 @@ def load_pipeline(model, device=None, dtype: str = "float32"):
         if processor.tokenizer.pad_token is None:
             raise UserError(f"{source}: tokenizer_config.json is missing or names no pad_token: download it again")
         model = (MMCoTModel if two_stage else MMCoTForConditionalGeneration).from_pretrained(folder)
-        if model.dtype == torch.float16 and dtype != "auto":
+        if model.dtype == torch.float16 and dtype != "auto" and not getattr(model, "is_quantized", False):
             model.float()  # the engine doesn't compute in float16, nor does autocast mix it with others
         if folder != source:  # what it is called and which commit it is, not where the cache lies
             model.config.name_or_path, model.config._commit_hash = source, Path(folder).name
@@ -192,8 +192,9 @@ def predict(
         todo, begun = [i for i in order if ids[i] not in writer.done], time.monotonic()
         batches = (_records(problems, todo[i : i + batch_size], blank_images) for i in range(0, len(todo), batch_size))
         with progress_bar(total=len(todo), unit="problem", shown=state.is_main_process) as progress:
-            many = len(todo) >= WORTH_PACKING
-            for id_, result in answer_batches(pipeline, batches, batch_size, mode, cache, generate_kwargs, seed, many):
+            options = {"cache": cache, "generate_kwargs": generate_kwargs, "seed": seed}
+            options["packed"] = len(todo) >= WORTH_PACKING
+            for id_, result in answer_batches(pipeline, batches, batch_size, mode, **options):
                 writer.add(prediction_record(id_, result))
                 progress.update()
     state.wait_for_everyone()

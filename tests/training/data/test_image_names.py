@@ -106,3 +106,10 @@ def test_a_member_s_name_leads_out_of_no_shard(tmp_path):
     source = shard(tmp_path / "train.tar", **{"../../x__json": record, "../../x__png": picture()})
     [row] = load_problems(source, "train")
     assert ".." not in row["images"][0]["path"]
+
+
+def test_a_data_address_is_no_member(tmp_path):
+    url = "data:image/png;base64," + base64.b64encode(picture()).decode()
+    record = json.dumps(problem(image=[{"path": url}])).encode()
+    (row,) = load_problems(shard(tmp_path / "train.tar", a__json=record), "train")
+    assert row["images"][0]["bytes"] == picture() and "base64" not in row["images"][0]["path"]

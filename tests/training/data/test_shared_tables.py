@@ -1,8 +1,10 @@
 """The cache of `datasets` holds each picture once, in whichever order splits are asked for."""
 
 import base64
+import errno
 import io
 import json
+import os
 import tarfile
 
 import datasets
@@ -11,7 +13,7 @@ import pytest
 from pyarrow import parquet
 from record_files import json_lines, picture, problem
 
-from mmcot.training.common import UserError
+from mmcot.training.common import FullDiskError, UserError
 from mmcot.training.data.problems import load_problems
 
 SPLITS = ("train", "test", "val", "train", "val", "train")  # scattered
@@ -142,6 +144,28 @@ def test_an_id_of_two_files_is_still_refused_where_both_are_read(tmp_path):
         load_problems(tmp_path)
 
 
+def test_a_table_is_known_by_one_fingerprint_from_the_first_call_on(tmp_path):
+    """Samples of a stage are cached under it."""
+    for source in (make("hub folder", tmp_path / "a"), make("one parquet", tmp_path / "b"), "embedded:n=3"):
+        for split in ("train", "trainval", None):
+            assert len({load_problems(source, split)._fingerprint for _ in range(3)}) == 1, (source, split)
+
+
+def test_what_is_in_the_way_once_is_not_for_ever(tmp_path, monkeypatch):
+    source = make("one parquet", tmp_path)
+
+    def full(*args, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets.Dataset, "from_generator", full)
+        with pytest.raises(FullDiskError, match="its disk is full"):
+            load_problems(source, "train")
+    for split in ORDERS[0]:
+        load_problems(source, split)
+    assert in_cache(row["image"] for row in rows()) == [1] * 30
+
+
 def test_tables_whose_notes_were_removed_are_read_anew(tmp_path):
     path = make("one parquet", tmp_path)
     first = {split: load_problems(path, split)[:] for split in ORDERS[0]}
@@ -150,3 +174,4 @@ def test_tables_whose_notes_were_removed_are_read_anew(tmp_path):
     assert {split: load_problems(path, split)[:]["id"] for split in ("train", None)} == {
         split: first[split]["id"] for split in ("train", None)
     }
+    assert in_cache(row["image"] for row in rows()) == [1] * 30

@@ -88,3 +88,19 @@ def test_a_model_that_has_answered_by_packed_weights_can_be_copied_and_saved(mon
     assert torch.equal(copy.deepcopy(model).generate(**inputs, max_new_tokens=4), before)
     torch.save(model, tmp_path / "whole.pt")
     assert torch.equal(model.generate(**inputs, max_new_tokens=4), before)
+
+
+def test_few_questions_pack_no_weights(two_stage_repository, tmp_path, monkeypatch):
+    import importlib
+
+    from mmcot.training import load_problems, predict
+    from mmcot.training.inference.answering import Answering
+
+    asked, weights = [], Answering.weights
+    monkeypatch.setattr(Answering, "weights", lambda self, packed=None: asked.append(packed) or weights(self, packed))
+    monkeypatch.setattr(importlib.import_module("mmcot.training.inference.predict"), "WORTH_PACKING", 3)
+    for count in (2, 3):
+        problems = load_problems("embedded:n=4", "test").select(range(count))
+        options = {"dtype": "float32", "device": "cpu", "max_new_tokens": 2}
+        predict(two_stage_repository, problems, tmp_path / f"{count}.jsonl", **options)
+    assert asked == [False, True]

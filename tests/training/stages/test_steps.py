@@ -194,7 +194,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_afterwards(monkeypatch, tmp
     monkeypatch.setattr(
         fit, "_save", lambda *a: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device"))
     )
-    with pytest.raises(UserError, match="its disk is full: free space.*goes on"):
+    with pytest.raises(UserError, match=f"{tmp_path}: its disk is full.*run it again"):
         run_recipe(recipe(tmp_path, "stages=rationale"))
     monkeypatch.setattr(fit, "_save", original)
     run_recipe(recipe(tmp_path, "stages=rationale"))
